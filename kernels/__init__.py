@@ -1,0 +1,1 @@
+"""Hand-written compute kernels: ``cpu`` (Numba) and ``cuda`` (CUDA C++ through CuPy)."""

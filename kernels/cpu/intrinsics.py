@@ -1,0 +1,147 @@
+"""The few operations that Numba has no name for, as LLVM IR: addresses, calls by address, float bits."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+VOID_POINTER = ir.IntType(8).as_pointer()
+
+
+def _pointer_to(item):
+    """An intrinsic that reads an int64 address as a pointer to `item`; index it like an array."""
+
+    @intrinsic
+    def pointer(typingctx, address):
+        target = types.CPointer(item)
+
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(target))
+
+        return target(types.int64), codegen
+
+    return pointer
+
+
+pointer_f32 = _pointer_to(types.float32)
+pointer_f64 = _pointer_to(types.float64)
+pointer_i64 = _pointer_to(types.int64)
+pointer_u8 = _pointer_to(types.uint8)
+
+KERNEL = types.void(types.CPointer(types.int64), types.CPointer(types.float64), types.int64)
+
+
+@intrinsic
+def call_kernel(typingctx, function, ints, floats, task):
+    """Call the kernel at the address `function` on records given by address."""
+
+    def codegen(context, builder, signature, args):
+        i64, f64 = ir.IntType(64), ir.DoubleType()
+        function_type = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), f64.as_pointer(), i64])
+        kernel = builder.inttoptr(args[0], function_type.as_pointer())
+        ints, floats = (builder.inttoptr(a, t.as_pointer()) for a, t in zip(args[1:3], (i64, f64), strict=True))
+        builder.call(kernel, [ints, floats, args[3]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def chain_kernel(typingctx, function, ints, floats, task):
+    """Call the kernel at the address `function` on the records that the caller itself was given."""
+
+    def codegen(context, builder, signature, args):
+        i64, f64 = ir.IntType(64), ir.DoubleType()
+        function_type = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), f64.as_pointer(), i64])
+        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), list(args[1:]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *KERNEL.args), codegen
+
+
+@intrinsic
+def blas_gemm(typingctx, function, trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc):
+    """Fortran xGEMM at the address `function`, alpha 1: every argument goes by reference, integers are 32 bits.
+
+    `trans_a` and `trans_b` are the letters' codes; `a`, `b`, `c` are addresses; the type of `beta` is the type
+    of the matrices.
+    """
+    integer = types.int64
+
+    def codegen(context, builder, signature, args):
+        real = context.get_value_type(signature.args[10])
+        i8, i32 = ir.IntType(8), ir.IntType(32)
+
+        def stored(kind, value):
+            slot = cgutils.alloca_once(builder, kind)
+            builder.store(value, slot)
+            return builder.bitcast(slot, VOID_POINTER)
+
+        def integer_slot(value):
+            return stored(i32, builder.trunc(value, i32))
+
+        address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc = args
+        arguments = [
+            stored(i8, builder.trunc(ta, i8)),
+            stored(i8, builder.trunc(tb, i8)),
+            *(integer_slot(v) for v in (m, n, k)),
+            stored(real, ir.Constant(real, 1.0)),
+            builder.inttoptr(a, VOID_POINTER),
+            integer_slot(lda),
+            builder.inttoptr(b, VOID_POINTER),
+            integer_slot(ldb),
+            stored(real, beta),
+            builder.inttoptr(c, VOID_POINTER),
+            integer_slot(ldc),
+        ]
+        function_type = ir.FunctionType(ir.VoidType(), [VOID_POINTER] * len(arguments))
+        builder.call(builder.inttoptr(address, function_type.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[integer] * 10, beta, integer, integer), codegen
+
+
+_FORMAT = {types.float32: (32, 23, 127, 1.5 * 2**23), types.float64: (64, 52, 1023, 1.5 * 2**52)}
+
+
+def rounder(dtype):
+    """The number 1.5 * 2**p: adding it rounds to an integer, which then sits in the sum's lowest bits."""
+    return _FORMAT[dtype][3]
+
+
+@intrinsic
+def exponent_factors(typingctx, t):
+    """``(2**(k//2), 2**(k - k//2))`` from ``t = k + rounder``: two factors, as one would overflow near the ends."""
+
+    def codegen(context, builder, signature, args):
+        bits, mantissa, bias, magic = _FORMAT[signature.args[0]]
+        real, integer = context.get_value_type(signature.args[0]), ir.IntType(bits)
+        k = builder.sub(builder.bitcast(args[0], integer), builder.bitcast(ir.Constant(real, magic), integer))
+        half = builder.ashr(k, integer(1))
+        factors = [
+            builder.bitcast(builder.shl(builder.add(h, integer(bias)), integer(mantissa)), real)
+            for h in (half, builder.sub(k, half))
+        ]
+        return context.make_tuple(builder, signature.return_type, factors)
+
+    return types.UniTuple(t, 2)(t), codegen
+
+
+def polynomial(coefficients):
+    """An intrinsic that evaluates a polynomial, lowest coefficient first, by Horner's rule."""
+
+    @intrinsic
+    def evaluate(typingctx, x):
+        def codegen(context, builder, signature, args):
+            real = context.get_value_type(signature.args[0])
+            value = ir.Constant(real, coefficients[-1])
+            for c in reversed(coefficients[:-1]):
+                product = builder.fmul(value, args[0], flags=("contract",))
+                value = builder.fadd(product, ir.Constant(real, c), flags=("contract",))
+            return value
+
+        return x(x), codegen
+
+    return evaluate

@@ -1,0 +1,87 @@
+"""Moving rows: gather, scatter-add, the batch's rows. Rows are copied as bytes, so any dtype will do."""
+
+# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+from __future__ import annotations
+
+import numpy as np
+
+from .. import step_state as S
+from . import threads, tuning
+from .driver import Call
+from .intrinsics import pointer_f64, pointer_i64, pointer_u8
+from .specialise import kernel
+
+
+def gather(I, F, task):
+    """``out[i] = x[index[ROW + i]]``; I: x, len(x), index, len(index), state or 0, out, rows, bytes, tile.
+
+    An index outside `x`, which the contract forbids, is skipped: it must not read foreign memory.
+    """
+    first = task * I[8]
+    start = 0
+    if I[4] != 0:
+        start = int(pointer_f64(I[4])[S.ROW])
+    index = pointer_i64(I[2])
+    nbytes = I[7]
+    for i in range(first, min(first + I[8], I[6])):
+        if 0 <= start + i < I[3]:
+            source = index[start + i]
+            if 0 <= source < I[1]:
+                x, out = pointer_u8(I[0] + source * nbytes), pointer_u8(I[5] + i * nbytes)
+                for j in range(nbytes):
+                    out[j] = x[j]
+
+
+def store(I, F, task):
+    """``out[ROW + i] = x[i]``; I: x, rows, state, out, len(out), bytes."""
+    start = int(pointer_f64(I[2])[S.ROW])
+    rows = min(I[1], I[4] - start)
+    if start >= 0:
+        x, out = pointer_u8(I[0]), pointer_u8(I[3] + start * I[5])
+        for i in range(rows * I[5]):
+            out[i] = x[i]
+
+
+def scatter_add(I, F, task):
+    """``out[index[i]] += x[i]``; I: x, rows, index, out, len(out), columns, tile of columns."""
+    first = task * I[6]
+    columns = min(I[6], I[5] - first)
+    index = pointer_i64(I[2])
+    for i in range(I[1]):
+        target = index[i]
+        if 0 <= target < I[4]:
+            x = ptr(I[0] + (i * I[5] + first) * T_SIZE)
+            out = ptr(I[3] + (target * I[5] + first) * T_SIZE)
+            for j in range(columns):
+                out[j] += x[j]
+
+
+def gather_call(x: np.ndarray, index: np.ndarray, state: np.ndarray | None, out: np.ndarray) -> Call:
+    """``out[i] = x[index[i]]``, or of the current batch where `state` is given."""
+    rows, nbytes = len(out), out.nbytes // max(len(out), 1)
+    tile, tasks = tuning.row_chunks(rows, nbytes // 4, threads.count())
+    ints = np.array(
+        [
+            x.ctypes.data, len(x), index.ctypes.data, index.size,
+            0 if state is None else state.ctypes.data, out.ctypes.data, rows, nbytes, tile,
+        ],
+        np.int64,
+    )  # fmt: skip
+    return Call(kernel(gather), ints, np.zeros(1), tasks, tasks > 1, keep=(x, index, state, out))
+
+
+def store_call(x: np.ndarray, state: np.ndarray, out: np.ndarray) -> Call:
+    """``out[ROW + i] = x[i]``."""
+    nbytes = x.nbytes // max(len(x), 1)
+    ints = np.array([x.ctypes.data, len(x), state.ctypes.data, out.ctypes.data, len(out), nbytes], np.int64)
+    return Call(kernel(store), ints, np.zeros(1), keep=(x, state, out))
+
+
+def scatter_add_call(x: np.ndarray, index: np.ndarray, out: np.ndarray) -> Call:
+    """``out[index[i]] += x[i]``; tasks take columns, so that repeated indices need no locks."""
+    columns = x.size // max(len(x), 1)
+    tile, tasks = tuning.row_chunks(columns, len(x), threads.count())
+    ints = np.array(
+        [x.ctypes.data, len(x), index.ctypes.data, out.ctypes.data, len(out), columns, tile], np.int64
+    )
+    return Call(kernel(scatter_add, x.dtype), ints, np.zeros(1), tasks, tasks > 1, keep=(x, index, out))

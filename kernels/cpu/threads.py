@@ -1,0 +1,112 @@
+"""One pool of threads: Numba's. BLAS runs on one thread inside it, and forks and other threads are safe.
+
+Facts this rests on: a child forked after Numba's OpenMP pool started dies in its first parallel region;
+the ``workqueue`` layer aborts the process when two threads enter a region; two pools (Numba's and
+OpenBLAS's) on the same cores make a 50 us step take 50 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from contextlib import nullcontext
+from functools import cache as once
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.np.ufunc import parallel as pool
+
+_forked = False
+_region_lock = threading.Lock()
+_no_lock = nullcontext()
+
+
+def count() -> int:
+    """Threads that a kernel may use now; does not start the pool."""
+    if _forked:
+        return 1
+    if not pool._is_initialized:
+        return int(numba.config.NUMBA_NUM_THREADS)
+    return int(numba.get_num_threads())
+
+
+@once
+def find_tbb() -> None:
+    """Load the PyPI package ``tbb``'s library, where it is, so that Numba finds it."""
+    for name in ("libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"):
+        for folder in ("lib", "Library/bin"):
+            if (path := Path(sys.prefix, folder, name)).exists():
+                try:
+                    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                except OSError:
+                    continue  # Numba falls back to another layer
+                return
+
+
+def region_guard() -> Any:
+    """A context to hold around a parallel region."""
+    return _region_lock if numba.threading_layer() == "workqueue" else _no_lock
+
+
+class _SingleThreadedBlas:
+    """SciPy's BLAS held to one thread while kernels run; restored by the last one out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: list[int] = []
+
+    @once  # noqa: B019 - one instance for the life of the process
+    def _libraries(self) -> list[Any]:
+        from threadpoolctl import ThreadpoolController
+
+        blas = ThreadpoolController().select(user_api="blas").lib_controllers
+        # SciPy's wheel brings its own copy; elsewhere (conda) one copy serves NumPy and SciPy alike
+        own = [library for library in blas if "scipy.libs" in library.filepath or "/scipy/" in library.filepath]
+        return own or blas
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = [library.get_num_threads() for library in self._libraries()]
+                for library, number in zip(self._libraries(), self._before, strict=True):
+                    if number != 1:
+                        library.set_num_threads(1)
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._restore()
+
+    def _restore(self) -> None:
+        for library, number in zip(self._libraries(), self._before, strict=True):
+            if number != 1:
+                library.set_num_threads(number)
+
+    def after_fork(self) -> None:
+        """The parent's other threads, and what they held, do not exist in the child."""
+        self._lock = threading.Lock()
+        if self._users:
+            self._users = 0
+            self._restore()
+
+
+single_threaded_blas = _SingleThreadedBlas()
+
+
+
+
+def _after_fork() -> None:
+    global _forked, _region_lock
+    _region_lock = threading.Lock()
+    _forked = _forked or pool._is_initialized
+    single_threaded_blas.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

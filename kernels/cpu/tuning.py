@@ -1,0 +1,71 @@
+"""Every constant that decides how work is cut, in one place, with its reason."""
+
+from __future__ import annotations
+
+import os
+
+_CACHE_FILE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
+
+
+def _level_2() -> int:
+    try:
+        with open(_CACHE_FILE) as file:
+            text = file.read().strip()
+        return int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    except (OSError, ValueError):
+        return 1 << 20
+
+
+L2 = _level_2() if os.name == "posix" else 1 << 20
+
+# A parallel region costs 1.5 to 3 us. Work below about ten times that stays on one thread.
+# Element-wise kernels do about 1 element/ns (a polynomial activation) to 4 (a sum).
+PARALLEL_ELEMENTS = 16_384
+# BLAS reaches some 50 float32 operations/ns on one thread.
+PARALLEL_FLOPS = 1_000_000
+
+# Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that a call of BLAS costs
+TINY_PRODUCT = 256
+
+# An element-wise task is large enough to forget its start, small enough to balance
+CHUNK_ELEMENTS = 16_384
+
+# The rows of a linear tile: the tile of the result stays in half of the second-level cache while the
+# bias and the activation run over it, and is still tall enough for BLAS to amortise packing W.
+TILE_BYTES = L2 // 2
+TILE_ROWS_MIN = 64
+# Tasks per thread where the work allows it: evens out a thread that the system interrupts
+TASKS_PER_THREAD = 2
+
+# dW: below this many elements each task sums over its own rows of the batch into its own copy of dW, and
+# the copies are added; above, each task does its own rows of W.
+SPLIT_BATCH_ELEMENTS = 32_768
+
+
+def row_tile(rows: int, row_bytes: int, threads: int) -> int:
+    """Rows per task of a row-tiled kernel: equal tiles, a multiple of 4 rows, fitting `TILE_BYTES`."""
+    fits = max(TILE_ROWS_MIN, TILE_BYTES // max(row_bytes, 1))
+    tasks = max(-(-rows // fits), min(threads * TASKS_PER_THREAD, -(-rows // TILE_ROWS_MIN)))
+    if threads > 1:
+        tasks = -(-tasks // threads) * threads
+    tile = -(-rows // max(tasks, 1))
+    return max(1, min(rows, -(-tile // 4) * 4))
+
+
+def chunks(size: int, threads: int) -> tuple[int, int]:
+    """Elements per task and number of tasks of an element-wise kernel."""
+    if threads == 1 or size < PARALLEL_ELEMENTS:
+        return max(size, 1), 1
+    tasks = max(min(threads * TASKS_PER_THREAD, -(-size // CHUNK_ELEMENTS)), threads)
+    # A multiple of 64 elements: no two tasks write to one cache line, and Philox blocks of 4 stay whole
+    chunk = -(-size // (tasks * 64)) * 64
+    return chunk, -(-size // chunk)
+
+
+def row_chunks(rows: int, columns: int, threads: int) -> tuple[int, int]:
+    """Rows per task and number of tasks of a kernel that works row by row."""
+    if threads == 1 or rows * columns < PARALLEL_ELEMENTS or rows < 2:
+        return max(rows, 1), 1
+    tasks = min(rows, threads * TASKS_PER_THREAD)
+    tile = -(-rows // tasks)
+    return tile, -(-rows // tile)

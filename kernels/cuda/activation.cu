@@ -1,0 +1,63 @@
+// Bias + activation forward, and its backward with the bias gradient in the same pass.
+#include "common.cuh"
+#include "activations.cuh"
+
+// z = x + bias; y = f(z). bias (m,) may be null, z too (then it is not kept). z or y may be x.
+template <typename T, template <typename> class Act>
+__global__ void __launch_bounds__(256)
+bias_act(const T* x, const T* bias, T* z, T* y, index_t n, index_t m, double alpha) {
+    const Act<T> act(alpha);
+    constexpr int N = Pack<T>::N;
+    bool packed = aligned16(x) && aligned16(y) && aligned16(z) && aligned16(bias) && m % N == 0;
+    index_t packs = packed ? n / N : 0;
+    GRID_STRIDE(p, packs) {
+        Pack<T> v = load_pack(x + p * N);
+        if (bias) {
+            Pack<T> b = load_pack(bias + remainder(p * N, m));
+#pragma unroll
+            for (int j = 0; j < N; j++) v.v[j] += b.v[j];
+        }
+        if (z) store_pack(z + p * N, v);
+#pragma unroll
+        for (int j = 0; j < N; j++) v.v[j] = act.value(v.v[j]);
+        store_pack(y + p * N, v);
+    }
+    if (packed) return;  // m is a multiple of N, so n is too
+    GRID_STRIDE(i, n) {
+        T v = x[i];
+        if (bias) v += bias[remainder(i, m)];
+        if (z) z[i] = v;
+        y[i] = act.value(v);
+    }
+}
+
+// dz = dy * f'; dz may be dy
+template <typename T, template <typename> class Act>
+__global__ void __launch_bounds__(256) act_grad(const T* dy, const T* saved, T* dz, index_t n, double alpha) {
+    const Act<T> act(alpha);
+    map(dy, saved, dz, n, [=](T d, T s) { return d * act.slope(s); });
+}
+
+// dz = dy * f', and the sums of dz over this block's rows into sums[chunk]. With dz null (and the
+// identity, which reads no `saved`) this is the plain sum of columns.
+template <typename T, template <typename> class Act>
+__global__ void __launch_bounds__(256)
+act_grad_bias(const T* dy, const T* saved, T* dz, T* sums, index_t rows, index_t m, index_t rows_per_chunk,
+              double alpha) {
+    const Act<T> act(alpha);
+    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
+    const Chunk chunk(rows, rows_per_chunk);
+    T sum = 0;
+    if (column < m)
+        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
+            index_t i = r * m + column;
+            T d = dy[i];
+            if (dz) {
+                d *= act.slope(saved[i]);
+                dz[i] = d;
+            }
+            sum += d;
+        }
+    sum = tile_sum(sum);
+    if (threadIdx.y == 0 && column < m) sums[blockIdx.y * m + column] = sum;
+}

@@ -1,0 +1,106 @@
+// Batch normalisation: column statistics in chunks of rows, merged in the chunks' order.
+#include "common.cuh"
+
+// Mean and sum of squared deviations of this block's rows. The second reading finds the chunk in the cache.
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_stats(const T* x, T* means, T* deviations, index_t rows, index_t m, index_t rows_per_chunk) {
+    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
+    const Chunk chunk(rows, rows_per_chunk);
+    T sum = 0, squares = 0;
+    if (column < m)
+        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) sum += x[r * m + column];
+    T mean = tile_sum_all(sum) / T(chunk.end - chunk.begin);
+    if (column < m)
+        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
+            T d = x[r * m + column] - mean;
+            squares += d * d;
+        }
+    squares = tile_sum(squares);
+    if (threadIdx.y == 0 && column < m) {
+        means[blockIdx.y * m + column] = mean;
+        deviations[blockIdx.y * m + column] = squares;
+    }
+}
+
+// Merge the chunks (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm", 1979)
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_stats_finish(const T* means, const T* deviations, T* mean, T* var, index_t rows, index_t m,
+                   index_t rows_per_chunk, index_t chunks) {
+    GRID_STRIDE(j, m) {
+        T center = means[j], squares = deviations[j];
+        index_t seen = rows_per_chunk < rows ? rows_per_chunk : rows;
+        for (index_t c = 1; c < chunks; c++) {
+            index_t more = rows - c * rows_per_chunk;
+            if (more > rows_per_chunk) more = rows_per_chunk;
+            T d = means[c * m + j] - center, share = T(more) / T(seen + more);
+            center += d * share;
+            squares += deviations[c * m + j] + d * d * (T(seen) * share);
+            seen += more;
+        }
+        mean[j] = center;
+        var[j] = squares / T(rows);
+    }
+}
+
+// out = (x - mean) * (gamma / sqrt(var + eps)) + beta; out may be x
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_norm_apply(const T* x, const T* gamma, const T* beta, const T* mean, const T* var, T* out, index_t n, index_t m,
+                 double eps) {
+    GRID_STRIDE(i, n) {
+        index_t j = remainder(i, m);
+        out[i] = (x[i] - mean[j]) * (gamma[j] / sqrt(var[j] + T(eps))) + beta[j];
+    }
+}
+
+// Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_norm_dparam(const T* dy, const T* x, const T* mean, const T* var, T* dgamma, T* dbeta, index_t rows, index_t m,
+                  index_t rows_per_chunk, double eps) {
+    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
+    const Chunk chunk(rows, rows_per_chunk);
+    T of_gamma = 0, of_beta = 0;
+    if (column < m) {
+        T center = mean[column], rstd = T(1) / sqrt(var[column] + T(eps));
+        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
+            T d = dy[r * m + column];
+            of_gamma += d * (x[r * m + column] - center) * rstd;
+            of_beta += d;
+        }
+    }
+    of_gamma = tile_sum(of_gamma);
+    of_beta = tile_sum(of_beta);
+    if (threadIdx.y == 0 && column < m) {
+        dgamma[blockIdx.y * m + column] = of_gamma;
+        dbeta[blockIdx.y * m + column] = of_beta;
+    }
+}
+
+// dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n); dx may be dy
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_norm_dx(const T* dy, const T* x, const T* gamma, const T* mean, const T* var, const T* dgamma, const T* dbeta,
+              T* dx, index_t rows, index_t m, double eps) {
+    index_t n = rows * m;
+    GRID_STRIDE(i, n) {
+        index_t j = remainder(i, m);
+        T rstd = T(1) / sqrt(var[j] + T(eps)), xhat = (x[i] - mean[j]) * rstd;
+        dx[i] = (gamma[j] * rstd) * (dy[i] - dbeta[j] / T(rows) - xhat * (dgamma[j] / T(rows)));
+    }
+}
+
+// running = (1 - momentum) * running + momentum * batch, where a step was not bad and the batch is finite
+template <typename T>
+__global__ void __launch_bounds__(256)
+batch_norm_track(const T* mean, const T* var, const double* state, index_t m, double momentum, double unbiased,
+                 T* running_mean, T* running_var) {
+    if (state[STATE_BAD_STEP] != 0) return;
+    GRID_STRIDE(j, m) {
+        if (!isfinite(mean[j]) || !isfinite(var[j])) continue;
+        running_mean[j] += T(momentum) * (mean[j] - running_mean[j]);
+        running_var[j] += T(momentum) * (T(unbiased) * var[j] - running_var[j]);
+    }
+}

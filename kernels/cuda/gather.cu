@@ -1,0 +1,33 @@
+// Rows by index: the current batch, stored outputs, embeddings. Rows are moved as units of 1 to 16
+// bytes, whatever their dtype; the caller picks the widest unit that divides a row and fits the addresses.
+#include "common.cuh"
+
+struct alignas(1) Unit1 { unsigned char v; };
+struct alignas(2) Unit2 { unsigned short v; };
+struct alignas(4) Unit4 { unsigned v; };
+struct alignas(8) Unit8 { unsigned long long v; };
+struct alignas(16) Unit16 { unsigned long long v[2]; };
+
+// dst[i] = src[index[first + i]]; first is ROW of the state where it is given, else 0
+template <class U>
+__global__ void __launch_bounds__(256)
+gather_rows(const void* src, const index_t* index, const double* state, void* dst, index_t rows, index_t units) {
+    const U* from = (const U*)src;
+    U* to = (U*)dst;
+    index_t first = state ? (index_t)state[STATE_ROW] : 0;
+    index_t n = rows * units;
+    GRID_STRIDE(i, n) {
+        index_t row = quotient(i, units);
+        to[i] = from[index[first + row] * units + (i - row * units)];
+    }
+}
+
+// dst[ROW + i] = src[i]
+template <class U>
+__global__ void __launch_bounds__(256)
+store_rows(const void* src, const double* state, void* dst, index_t rows, index_t units) {
+    const U* from = (const U*)src;
+    U* to = (U*)dst + (index_t)state[STATE_ROW] * units;
+    index_t n = rows * units;
+    GRID_STRIDE(i, n) to[i] = from[i];
+}

@@ -1,0 +1,208 @@
+"""Which kernels there are, their sources, and how they are compiled and launched.
+
+A compile unit is one ``.cu`` file with one set of template arguments, such as ``activation.cu`` for
+``float, Relu``: it is compiled by NVRTC when the first of its kernels is launched, and CuPy keeps the
+binary in its cache on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .. import step_state
+
+__all__ = ["ACTIVATIONS", "FILES", "LOSSES", "OPTIONS", "SCALARS", "UNITS", "Kernels", "expressions", "source"]
+
+_HERE = Path(__file__).parent
+OPTIONS = ("--std=c++17",)
+
+#: CUDA type of a NumPy dtype character
+SCALARS = {"f": "float", "d": "double"}
+
+#: C++ functor of an activation
+ACTIVATIONS = {
+    "identity": "Identity",
+    "relu": "Relu",
+    "leaky_relu": "LeakyRelu",
+    "elu": "Elu",
+    "selu": "Selu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "gelu": "Gelu",
+    "gelu_tanh": "GeluTanh",
+    "silu": "Silu",
+    "mish": "Mish",
+    "hard_sigmoid": "HardSigmoid",
+    "hard_swish": "HardSwish",
+}
+
+#: C++ functor of an elementwise loss
+LOSSES = {
+    "mean_squared_error": "SquaredError",
+    "mean_absolute_error": "AbsoluteError",
+    "huber": "Huber",
+    "binary_cross_entropy": "BinaryCrossEntropy",
+    "poisson": "Poisson",
+    "hinge": "Hinge",
+}
+
+#: Bytes that a thread moves at once when rows are copied, widest first
+UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
+
+_RULES = (
+    "Sgd<{t}>",
+    "Momentum<{t}, false>",
+    "Momentum<{t}, true>",
+    "Adagrad<{t}>",
+    *(f"RmsProp<{{t}}, {centered}, {momentum}>" for centered in ("false", "true") for momentum in ("false", "true")),
+    "Adam<{t}, false>",
+    "Adam<{t}, true>",
+    "Adamax<{t}>",
+    "Nadam<{t}>",
+    "Lion<{t}>",
+)
+
+_TYPES = tuple((t,) for t in SCALARS.values())
+_TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
+_TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
+_UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
+_PLAIN: tuple[tuple[str, ...], ...] = ((),)
+
+#: Every instantiation: file -> kernel -> template arguments
+FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
+    "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
+    "reduce": dict.fromkeys(("column_finish", "sq_norm", "clip_value", "add"), _TYPES),
+    "dropout": {"dropout": _TYPES},
+    "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
+    "scatter": {"add_at_rows": _TYPES},
+    "layer_norm": dict.fromkeys(("layer_norm", "layer_norm_dx", "layer_norm_dparam"), _TYPES),
+    "batch_norm": dict.fromkeys(
+        (
+            "batch_stats",
+            "batch_stats_finish",
+            "batch_norm_apply",
+            "batch_norm_dparam",
+            "batch_norm_dx",
+            "batch_norm_track",
+        ),
+        _TYPES,
+    ),
+    "losses": {"elementwise_loss": _TYPES_LOSSES},
+    "xent": {
+        "weight_total": _PLAIN,
+        "softmax_xent": tuple((t, label) for t in SCALARS.values() for label in ("index_t", t)),
+    },
+    "step": dict.fromkeys(("begin_step", "record_loss", "end_step"), _PLAIN),
+    "optimizers": {
+        "optimizer_step": tuple((rule.format(t=t),) for t in SCALARS.values() for rule in _RULES),
+        "ema_step": _TYPES,
+    },
+}
+
+_INCLUDE = re.compile(r'^#include "([a-z_]+\.cuh)"$', re.MULTILINE)
+
+
+def _state_defines() -> Iterator[str]:
+    for name, slot in vars(step_state).items():
+        if name.isupper() and name != "SIZE":
+            yield f"#define STATE_{name} {slot}"
+
+
+@cache
+def source(file: str) -> str:
+    """The full text of one ``.cu`` file: step state slots, then the file with its headers put in.
+
+    The headers are put in rather than included, because CuPy's kernel cache is keyed by this text
+    and would not see a change in an included file.
+    """
+    seen: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        text = (_HERE / name).read_text(encoding="utf-8")
+        return f'#line 1 "{name}"\n' + _INCLUDE.sub(lambda match: expand(match[1]) + _resume(text, match, name), text)
+
+    return "\n".join((*_state_defines(), expand(f"{file}.cu")))
+
+
+def _resume(text: str, match: re.Match[str], name: str) -> str:
+    """A line directive, so that the compiler's messages count on in the including file."""
+    line = text.count("\n", 0, match.end()) + 1
+    return f'\n#line {line} "{name}"'
+
+
+def _name(kernel: str, args: Sequence[str]) -> str:
+    return f"{kernel}<{', '.join(args)}>" if args else kernel
+
+
+def expressions(file: str, args: Sequence[str] | None = None) -> list[str]:
+    """The name expressions of a file's kernels: with template arguments `args`, or all of them."""
+    wanted = None if args is None else tuple(args)
+    return [
+        _name(kernel, each) for kernel, table in FILES[file].items() for each in table if wanted is None or each == wanted
+    ]
+
+
+class Kernels:
+    """The kernels of one device, compiled on first use, and launch shapes that fill it.
+
+    Parameters
+    ----------
+    cupy : module
+        The imported CuPy; the device must be current when a kernel is asked for or launched.
+    multiprocessors : int
+        Number of the device's streaming multiprocessors.
+    """
+
+    THREADS = 256
+
+    def __init__(self, cupy: Any, multiprocessors: int) -> None:
+        self._cupy = cupy
+        self._functions: dict[tuple[str, ...], Any] = {}
+        #: No launch of :meth:`flat` or :meth:`warps` has more blocks: room for one value a block.
+        self.most_blocks = 8 * multiprocessors
+
+    def get(self, file: str, kernel: str, *args: str) -> Any:
+        """The kernel with these template arguments, as CuPy's ``RawKernel``."""
+        key = (kernel, *args)
+        function = self._functions.get(key)
+        if function is None:
+            # CuPy compiles the module when its first function is asked for
+            module = self._cupy.RawModule(
+                code=source(file), options=OPTIONS, name_expressions=expressions(file, args)
+            )
+            for expression, table in FILES[file].items():
+                if args in table:
+                    self._functions[(expression, *args)] = module.get_function(_name(expression, args))
+            function = self._functions[key]
+        return function
+
+    def flat(self, items: int, per_thread: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Grid and block of a kernel that strides over `items`."""
+        blocks = -(-items // (self.THREADS * per_thread))
+        return (max(1, min(blocks, self.most_blocks)),), (self.THREADS,)
+
+    def warps(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Grid and block of a kernel that gives each row a warp."""
+        blocks = -(-rows // (self.THREADS // 32))
+        return (max(1, min(blocks, self.most_blocks)),), (self.THREADS,)
+
+    def tiles(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Grid and block of a column sum, and rows per chunk; ``grid[1]`` is the number of chunks.
+
+        Enough chunks to fill the device, but none of fewer than 64 rows: with one chunk the sum is
+        done, with more it needs a second pass.
+        """
+        tiles = -(-columns // 32)
+        chunks = max(1, min(self.most_blocks // tiles, -(-rows // 64)))
+        rows_per_chunk = max(1, -(-rows // chunks))
+        return (tiles, max(1, -(-rows // rows_per_chunk))), (32, 8), rows_per_chunk

@@ -1,0 +1,28 @@
+// Adding rows at indices that may repeat, without atomics.
+#include "common.cuh"
+
+// out[index[i]] += x[i]. One warp per i: the one whose index has not occurred before adds up all rows
+// of that index in their order. Deterministic; quadratic in the number of indices, but at 32 a step.
+template <typename T>
+__global__ void __launch_bounds__(256)
+add_at_rows(const T* x, const index_t* index, T* out, index_t n, index_t m) {
+    int lane = threadIdx.x & 31;
+    index_t warps = (index_t)gridDim.x * (blockDim.x >> 5);
+    for (index_t i = blockIdx.x * (index_t)(blockDim.x >> 5) + (threadIdx.x >> 5); i < n; i += warps) {
+        index_t mine = index[i];
+        bool first = true;
+        for (index_t start = 0; start < i && first; start += 32) {
+            bool same = start + lane < i && index[start + lane] == mine;
+            first = __ballot_sync(FULL_WARP, same) == 0;
+        }
+        if (!first) continue;
+        T* to = out + mine * m;
+        for (index_t start = i; start < n; start += 32) {
+            bool same = start + lane < n && index[start + lane] == mine;
+            for (unsigned hits = __ballot_sync(FULL_WARP, same); hits; hits &= hits - 1) {
+                const T* from = x + (start + __ffs((int)hits) - 1) * m;
+                for (index_t j = lane; j < m; j += 32) to[j] += from[j];
+            }
+        }
+    }
+}

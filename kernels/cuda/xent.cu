@@ -1,0 +1,58 @@
+// Softmax + cross-entropy: loss and gradient in one pass over the logits, one warp a row.
+#include "common.cuh"
+#include "loss_weights.cuh"
+
+// BATCH_WEIGHT = sum of the weights, by one block
+__global__ void __launch_bounds__(1024)
+weight_total(const void* weight, index_t weight_bytes, index_t n, double* state) {
+    double sum = 0;
+    GRID_STRIDE(i, n) sum += weight_at(weight, weight_bytes, i);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) state[STATE_BATCH_WEIGHT] = sum;
+}
+
+template <typename T>
+__device__ inline T target_at(const index_t* labels, index_t row, index_t, index_t j) {
+    return labels[row] == j ? T(1) : T(0);
+}
+
+template <typename T>
+__device__ inline T target_at(const T* targets, index_t row, index_t c, index_t j) {
+    return targets[row * c + j];
+}
+
+// Label is index_t for labels (rows,), or T for targets (rows, c), which need not sum to one.
+// dlogits may be null or logits.
+template <typename T, typename Label>
+__global__ void __launch_bounds__(256)
+softmax_xent(const T* logits, const Label* labels, const void* weight, index_t weight_bytes, double* state,
+             T* dlogits, index_t rows, index_t c, double smoothing, double* partial, unsigned* sync) {
+    int lane = threadIdx.x & 31;
+    index_t warps = (index_t)gridDim.x * (blockDim.x >> 5);
+    T keep = T(1.0 - smoothing), spread = T(smoothing / (double)c);
+    double divisor = mean_divisor(weight, state, rows, 1), loss = 0;
+    for (index_t r = blockIdx.x * (index_t)(blockDim.x >> 5) + (threadIdx.x >> 5); r < rows; r += warps) {
+        const T* z = logits + r * c;
+        double factor = (weight ? weight_at(weight, weight_bytes, r) : 1.0) / divisor;
+        T top = lane < c ? z[lane] : z[0];
+        for (index_t j = lane; j < c; j += 32) top = z[j] > top ? z[j] : top;
+        top = warp_max(top);
+        T total = 0, mass = 0;
+#pragma unroll 1  // more copies of exp only spill registers
+        for (index_t j = lane; j < c; j += 32) {
+            total += exp(z[j] - top);
+            mass += keep * target_at<T>(labels, r, c, j) + spread;
+        }
+        total = warp_sum(total);
+        mass = warp_sum(mass);
+        T log_total = log(total), scale = T(factor), inverse = mass / total;
+#pragma unroll 1
+        for (index_t j = lane; j < c; j += 32) {
+            T shifted = z[j] - top, t = keep * target_at<T>(labels, r, c, j) + spread;
+            loss -= (double)(t * (shifted - log_total)) * factor;
+            // d/dz_j of -sum_k t_k log p_k
+            if (dlogits) dlogits[r * c + j] = (exp(shifted) * inverse - t) * scale;
+        }
+    }
+    write_loss(loss, weight, state, rows, partial, sync);
+}

@@ -1,0 +1,115 @@
+"""nnfast: one forward/backprop code for neural networks, on NumPy, fused Numba kernels or CuPy.
+
+Names are resolved on first use, so that importing the package loads neither numba nor cupy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it
+_NAMES = {
+    **dict.fromkeys(("get_backend", "available_devices"), "devices"),
+    **dict.fromkeys(("Sequential", "load"), "model"),
+    **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
+    **dict.fromkeys(
+        (
+            "Loss",
+            "MeanSquaredError",
+            "MeanAbsoluteError",
+            "Huber",
+            "BinaryCrossEntropy",
+            "CrossEntropy",
+            "Poisson",
+            "Hinge",
+        ),
+        "losses",
+    ),
+    **dict.fromkeys(
+        ("Optimizer", "SGD", "Adagrad", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "Lion"), "optimizers"
+    ),
+    "Trainer": "training.trainer",
+    "History": "training.history",
+    **dict.fromkeys(
+        (
+            "Callback",
+            "EarlyStopping",
+            "ModelCheckpoint",
+            "CSVLogger",
+            "LearningRateLogger",
+            "StopOnNonFinite",
+        ),
+        "training.callbacks",
+    ),
+    "NeuralNetwork": "scratch",
+    **dict.fromkeys(
+        ("NNFastError", "DeviceUnavailable", "NonFiniteError", "CheckpointError", "DataError", "NotBuiltError"),
+        "errors",
+    ),
+}
+_MODULES = frozenset(
+    {
+        "activations",
+        "datasets",
+        "devices",
+        "errors",
+        "initializers",
+        "layers",
+        "losses",
+        "metrics",
+        "optimizers",
+        "plotting",
+        "preprocessing",
+        "random",
+        "testing",
+        "training",
+    }
+)
+
+__all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .devices import available_devices, get_backend
+    from .errors import CheckpointError, DataError, DeviceUnavailable, NNFastError, NonFiniteError, NotBuiltError
+    from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
+    from .losses import (
+        BinaryCrossEntropy,
+        CrossEntropy,
+        Hinge,
+        Huber,
+        Loss,
+        MeanAbsoluteError,
+        MeanSquaredError,
+        Poisson,
+    )
+    from .model import Sequential, load
+    from .optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RMSprop
+    from .scratch import NeuralNetwork
+    from .training.callbacks import (
+        Callback,
+        CSVLogger,
+        EarlyStopping,
+        LearningRateLogger,
+        ModelCheckpoint,
+        StopOnNonFinite,
+    )
+    from .training.history import History
+    from .training.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'nnfast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

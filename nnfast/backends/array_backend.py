@@ -1,0 +1,235 @@
+"""Every primitive in plain array code, for NumPy and CuPy alike: read this to see what is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import activations
+from ..activations import Activation
+from ..kernels import step_state as S
+from ..random import keep_threshold, philox_4x32
+from . import formulas
+from .array_optimizers import ArrayOptimizers
+from .base import Array, Backend
+
+
+class ArrayBackend(ArrayOptimizers, Backend):
+    """The primitives through ``self.xp``; a subclass adds the memory methods."""
+
+    # ---- memory ---------------------------------------------------------------------------------
+    def fill(self, x: Array, value: float) -> None:
+        x.fill(value)
+
+    # ---- primitives -----------------------------------------------------------------------------
+    def gemm(
+        self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
+    ) -> None:
+        a, b = (a.T if trans_a else a), (b.T if trans_b else b)
+        if beta == 0.0:
+            self.xp.matmul(a, b, out=out)
+        else:
+            out *= beta
+            out += a @ b
+
+    def add(self, x: Array, y: Array, *, out: Array) -> None:
+        self.xp.add(x, y, out=out)
+
+    def add_bias(self, x: Array, b: Array, *, out: Array) -> None:
+        self.xp.add(x, b, out=out)
+
+    def sum_rows(self, x: Array, *, out: Array) -> None:
+        self.xp.sum(x, axis=0, out=out)
+
+    def act(self, act: str | Activation, z: Array, *, out: Array) -> None:
+        act = activations.get(act)
+        if act.name == "softmax":
+            out[...] = formulas.softmax(self.xp, z)
+        else:
+            out[...] = formulas.ACTIVATIONS[act.name][0](self.xp, z, act.alpha)
+
+    def act_grad(self, act: str | Activation, dy: Array, saved: Array, *, out: Array) -> None:
+        act = activations.get(act)
+        if act.name == "softmax":
+            inner = self.xp.sum(dy * saved, axis=-1, keepdims=True)
+            out[...] = saved * (dy - inner)
+        else:
+            slope = formulas.ACTIVATIONS[act.name][1](self.xp, saved, act.alpha)
+            out[...] = dy * slope.astype(dy.dtype, copy=False)
+
+    def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> None:
+        host = self.to_numpy(state)
+        step = int(host[S.STEP])
+        blocks = np.arange(-(-x.size // 4), dtype=np.uint64)
+        words = philox_4x32(
+            (blocks, stream, step & 0xFFFFFFFF, step >> 32), (int(host[S.SEED_LO]), int(host[S.SEED_HI]))
+        )
+        keep = np.stack(words, axis=-1).reshape(-1)[: x.size].reshape(x.shape) < keep_threshold(rate)
+        scaled = x * (1.0 / (1.0 - rate))
+        out[...] = self.xp.where(self.asarray(keep), scaled, 0.0)
+
+    def take_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        out[...] = x[index]
+
+    def add_at_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        self.xp.add.at(out, index, x)
+
+    def _row(self, state: Array) -> int:
+        return int(state[S.ROW])
+
+    def take_batch(self, x: Array, order: Array, state: Array, *, out: Array) -> None:
+        row = self._row(state)
+        out[...] = x[order[row : row + len(out)]]
+
+    def store_batch(self, x: Array, state: Array, *, out: Array) -> None:
+        row = self._row(state)
+        out[row : row + len(x)] = x
+
+    def sq_norm(self, x: Array, *, out: Array) -> None:
+        wide = x.astype(np.float64, copy=False).reshape(-1)
+        out[0] = wide @ wide
+
+    # ---- normalisation --------------------------------------------------------------------------
+    def layer_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
+    ) -> None:
+        xp = self.xp
+        mean[...] = xp.mean(x, axis=1)
+        centered = x - mean[:, None]
+        rstd[...] = 1.0 / xp.sqrt(xp.mean(centered * centered, axis=1) + eps)
+        out[...] = centered * rstd[:, None] * gamma + beta
+
+    def layer_norm_grad(
+        self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
+    ) -> None:
+        xp = self.xp
+        xhat = (x - mean[:, None]) * rstd[:, None]
+        g = dy * gamma
+        dgamma[...] = (dy * xhat).sum(axis=0)
+        dbeta[...] = dy.sum(axis=0)
+        if dx is not None:
+            of_mean = xp.mean(g, axis=1, keepdims=True)
+            of_scale = xhat * xp.mean(g * xhat, axis=1, keepdims=True)
+            dx[...] = rstd[:, None] * (g - of_mean - of_scale)
+
+    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> None:
+        xp = self.xp
+        mean[...] = xp.mean(x, axis=0)
+        centered = x - mean
+        var[...] = xp.mean(centered * centered, axis=0)
+        out[...] = centered * (gamma / xp.sqrt(var + eps)) + beta
+
+    def batch_norm_grad(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        mean: Array,
+        var: Array,
+        *,
+        eps: float,
+        dx: Array,
+        dgamma: Array,
+        dbeta: Array,
+    ) -> None:
+        rstd = 1.0 / self.xp.sqrt(var + eps)
+        xhat = (x - mean) * rstd
+        dgamma[...] = (dy * xhat).sum(axis=0)
+        dbeta[...] = dy.sum(axis=0)
+        if dx is not None:
+            n = x.shape[0]
+            dx[...] = (gamma * rstd) * (dy - dbeta / n - xhat * (dgamma / n))
+
+    def batch_norm_inference(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
+    ) -> None:
+        out[...] = (x - mean) * (gamma / self.xp.sqrt(var + eps)) + beta
+
+    def batch_norm_track(
+        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+    ) -> None:
+        weight = self.xp.where(state[S.BAD_STEP] == 0, momentum, 0.0).astype(mean.dtype)
+        unbiased = rows / max(rows - 1, 1)
+        finite = self.xp.isfinite(mean) & self.xp.isfinite(var)
+        running_mean[...] = self.xp.where(finite, running_mean + weight * (mean - running_mean), running_mean)
+        running_var[...] = self.xp.where(finite, running_var + weight * (unbiased * var - running_var), running_var)
+
+    # ---- losses ---------------------------------------------------------------------------------
+    def _mean_factors(self, weight: Array | None, rows: int, columns: int, state: Array) -> Array:
+        """Per-row factors ``w_i / (columns * sum w)``, as a column; writes BATCH_WEIGHT."""
+        xp = self.xp
+        if weight is None:
+            state[S.BATCH_WEIGHT] = rows
+            return xp.full((rows, 1), 1.0 / (columns * rows), np.float64)
+        wide = weight.astype(np.float64)
+        total = wide.sum()
+        state[S.BATCH_WEIGHT] = total
+        return (wide / (columns * xp.where(total == 0, 1.0, total)))[:, None]
+
+    def elementwise_loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        param: float = 0.0,
+        dpred: Array | None,
+    ) -> None:
+        value, slope = formulas.LOSSES[name]
+        factor = self._mean_factors(weight, *pred.shape, state)
+        state[S.LOSS] = (value(self.xp, pred, target, param) * factor).sum(dtype=np.float64)
+        if dpred is not None:
+            dpred[...] = slope(self.xp, pred, target, param) * factor.astype(pred.dtype)
+
+    def softmax_xent(
+        self,
+        logits: Array,
+        labels: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        smoothing: float = 0.0,
+        dlogits: Array | None,
+    ) -> None:
+        xp = self.xp
+        n, c = logits.shape
+        if labels.ndim == 1:
+            target = xp.zeros((n, c), logits.dtype)
+            target[xp.arange(n), labels] = 1.0
+        else:
+            target = labels
+        if smoothing:
+            target = (1.0 - smoothing) * target + smoothing / c
+        factor = self._mean_factors(weight, n, 1, state)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        e = xp.exp(shifted)
+        total = e.sum(axis=1, keepdims=True)
+        log_prob = shifted - xp.log(total)
+        state[S.LOSS] = -(target * log_prob * factor).sum(dtype=np.float64)
+        if dlogits is not None:
+            # d/dz_j of -sum_k t_k log p_k; targets need not sum to one
+            mass = target.sum(axis=1, keepdims=True)
+            dlogits[...] = (e / total * mass - target) * factor.astype(logits.dtype)
+
+    # ---- the step's own bookkeeping -------------------------------------------------------------
+    def begin_step(self, state: Array, lr_table: Array) -> None:
+        cursor = int(state[S.CURSOR])
+        state[S.STEP] += 1
+        state[S.LR] = lr_table[cursor]
+        state[S.CURSOR] += 1
+        state[S.GRAD_SCALE] = 1.0
+
+    def record_loss(self, state: Array) -> None:
+        if state[S.BAD_STEP] != 0:
+            return
+        if not self.xp.isfinite(state[S.LOSS]):
+            state[S.BAD_STEP] = state[S.STEP]
+            return
+        state[S.LOSS_SUM] += state[S.LOSS] * state[S.BATCH_WEIGHT]
+        state[S.WEIGHT_SUM] += state[S.BATCH_WEIGHT]
+
+    def end_step(self, state: Array, rows: int) -> None:
+        state[S.ROW] += rows

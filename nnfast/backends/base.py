@@ -1,0 +1,368 @@
+"""The contract of a backend: what a layer, a loss or an optimizer may ask of a device.
+
+Every compute method writes into the arrays it is given and returns nothing. Arrays are C-contiguous
+and of the backend's own kind; those that a method writes do not overlap those that it reads unless
+the method says so. ``act`` arguments are names or :class:`nnfast.activations.Activation` rows.
+``state`` is the step state (``kernels/step_state.py``): whatever changes from step to step is read
+from it on the device, so that a step can be recorded once and replayed.
+
+The fused methods have defaults here, composed from the primitives. A backend overrides what it does
+better and calls ``super()`` for what its override does not support. Setting ``fused = False`` forces
+the compositions: they are the oracle of the parity tests and the baseline of the benchmarks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from .. import activations
+from ..activations import Activation
+
+Array = Any
+
+
+class Replay:
+    """A recorded step. The base form calls the Python function again."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+
+    def run(self, steps: int = 1) -> None:
+        """Do the recorded work `steps` times, on the same addresses."""
+        for _ in range(steps):
+            self._step()
+
+
+class Backend(ABC):
+    """Arrays and operations of one device.
+
+    Attributes
+    ----------
+    name : str
+        ``"numpy"``, ``"numba"`` or ``"cuda"``.
+    device : str
+        The device string, such as ``"cuda:1"``.
+    fused : bool
+        Whether fused kernels are used; ``False`` forces the composed defaults.
+    """
+
+    name: str
+    device: str
+
+    def __init__(self, fused: bool = True) -> None:
+        self.fused = fused
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} device={self.device!r} fused={self.fused}>"
+
+    # ---- memory ---------------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def xp(self) -> Any:
+        """The array namespace, ``numpy`` or ``cupy``."""
+
+    @abstractmethod
+    def empty(self, shape: Any, dtype: Any) -> Array:
+        """A new array, not initialised, aligned to 64 bytes."""
+
+    @abstractmethod
+    def zeros(self, shape: Any, dtype: Any) -> Array:
+        """A new array of zeros, aligned to 64 bytes."""
+
+    @abstractmethod
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """`x` as a C-contiguous array of this backend; without a copy where it already is one."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> Any:
+        """`x` as a NumPy array on the host; waits for the device."""
+
+    @abstractmethod
+    def copy(self, src: Array, *, out: Array) -> None:
+        """``out[...] = src``; `src` may also be a NumPy array, of another dtype."""
+
+    @abstractmethod
+    def fill(self, x: Array, value: float) -> None:
+        """``x[...] = value``."""
+
+    def synchronize(self) -> None:  # noqa: B027 - nothing to wait for on a CPU
+        """Wait until the device has finished all that was asked of it."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device's memory."""
+
+    def capture(self, step: Callable[[Backend], None]) -> Replay:
+        """Record the calls that ``step(backend)`` makes, for replaying them.
+
+        A backend may pass itself or a recorder of its own to `step`, and may run `step` now or not;
+        the caller resets what a run would have changed. Work that does not go through the backend
+        is wrapped in :meth:`python`.
+        """
+        return Replay(lambda: step(self))
+
+    def python(self, function: Callable[..., None], *args: Any) -> None:
+        """Call Python code as part of a step: a user's layer, loss or optimizer.
+
+        A recorder keeps the call itself, so that the code runs again in each replay.
+        """
+        function(self, *args)
+
+    # ---- primitives -----------------------------------------------------------------------------
+    @abstractmethod
+    def gemm(
+        self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
+    ) -> None:
+        """``out = op(a) @ op(b) + beta * out`` for 2-d arrays."""
+
+    @abstractmethod
+    def add(self, x: Array, y: Array, *, out: Array) -> None:
+        """``out = x + y`` for equal shapes; `out` may be `x` or `y`."""
+
+    @abstractmethod
+    def add_bias(self, x: Array, b: Array, *, out: Array) -> None:
+        """``out = x + b`` with `x` (n, m), `b` (m,); `out` may be `x`."""
+
+    @abstractmethod
+    def sum_rows(self, x: Array, *, out: Array) -> None:
+        """``out = x.sum(axis=0)`` with `x` (n, m), `out` (m,)."""
+
+    @abstractmethod
+    def act(self, act: str | Activation, z: Array, *, out: Array) -> None:
+        """``out = f(z)``; `out` may be `z`. Softmax is over the last axis."""
+
+    @abstractmethod
+    def act_grad(self, act: str | Activation, dy: Array, saved: Array, *, out: Array) -> None:
+        """``out = dy * f'``, from ``saved = y`` or ``z`` as the row's `saves` says; `out` may be `dy`."""
+
+    @abstractmethod
+    def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> None:
+        """Zero elements with probability `rate` and scale the rest by ``1 / (1 - rate)``.
+
+        Element ``i`` (flat, C order) is kept where word ``i % 4`` of Philox 4x32-10 at counter
+        ``(i // 4, stream, STEP mod 2**32, STEP div 2**32)``, key ``(SEED_LO, SEED_HI)``, is less than
+        ``random.keep_threshold(rate)``. The backward pass is the same call on the gradient: no mask
+        is stored. `out` may be `x`.
+        """
+
+    @abstractmethod
+    def take_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        """``out[i] = x[index[i]]`` along the first axis; `index` int64, in range."""
+
+    @abstractmethod
+    def add_at_rows(self, x: Array, index: Array, *, out: Array) -> None:
+        """``out[index[i]] += x[i]``, repeated indices included."""
+
+    @abstractmethod
+    def take_batch(self, x: Array, order: Array, state: Array, *, out: Array) -> None:
+        """``out[i] = x[order[ROW + i]]``: the rows of the current batch; `order` int64.
+
+        `x` and `out` have equal trailing shapes and dtypes.
+        """
+
+    @abstractmethod
+    def store_batch(self, x: Array, state: Array, *, out: Array) -> None:
+        """``out[ROW + i] = x[i]``: keep the outputs of the current batch for the epoch's metrics."""
+
+    @abstractmethod
+    def sq_norm(self, x: Array, *, out: Array) -> None:
+        """``out[0] = (x**2).sum()``, accumulated in float64; `out` float64 of shape (1,)."""
+
+    # ---- normalisation, over rows of 2-d arrays -------------------------------------------------
+    @abstractmethod
+    def layer_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
+    ) -> None:
+        """``out = (x - mean) * rstd * gamma + beta`` with the statistics of each row.
+
+        `x`, `out` (n, m); `gamma`, `beta` (m,); `mean`, ``rstd = 1 / sqrt(var + eps)`` (n,), written.
+        """
+
+    @abstractmethod
+    def layer_norm_grad(
+        self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
+    ) -> None:
+        """Gradients of :meth:`layer_norm`; `dx` may be ``None`` or `dy`."""
+
+    @abstractmethod
+    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> None:
+        """Normalise each column by the batch's own mean and (biased) variance, which are written.
+
+        `x`, `out` (n, m); `gamma`, `beta`, `mean`, `var` (m,).
+        """
+
+    @abstractmethod
+    def batch_norm_grad(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        mean: Array,
+        var: Array,
+        *,
+        eps: float,
+        dx: Array,
+        dgamma: Array,
+        dbeta: Array,
+    ) -> None:
+        """Gradients of :meth:`batch_norm`; `dx` may be ``None`` or `dy`."""
+
+    @abstractmethod
+    def batch_norm_inference(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
+    ) -> None:
+        """``out = (x - mean) / sqrt(var + eps) * gamma + beta`` with given statistics."""
+
+    @abstractmethod
+    def batch_norm_track(
+        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+    ) -> None:
+        """``running = (1 - momentum) * running + momentum * batch``, unless a step was bad.
+
+        The variance tracked is the unbiased one, ``var * rows / (rows - 1)``.
+        """
+
+    # ---- losses: write LOSS and BATCH_WEIGHT of the state ---------------------------------------
+    @abstractmethod
+    def elementwise_loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        param: float = 0.0,
+        dpred: Array | None,
+    ) -> None:
+        """A loss that is a mean over elements; formulas in ``backends/formulas.py``.
+
+        `pred`, `target`, `dpred` (n, m) of one dtype; `weight` (n,) or ``None`` for ones. LOSS is
+        ``sum_ij w_i l_ij / (m sum_i w_i)`` and `dpred` its gradient, all zero where the weights sum
+        to zero. `dpred` ``None`` asks for the loss alone; `dpred` may be `pred`.
+        """
+
+    @abstractmethod
+    def softmax_xent(
+        self,
+        logits: Array,
+        labels: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        smoothing: float = 0.0,
+        dlogits: Array | None,
+    ) -> None:
+        """Softmax + cross-entropy, loss and gradient in one call.
+
+        `logits`, `dlogits` (n, c); `labels` int64 (n,), in range, or soft targets (n, c) of the
+        logits' dtype. Targets become ``(1 - smoothing) * target + smoothing / c``. `weight` as in
+        :meth:`elementwise_loss`; `dlogits` may be ``None`` or `logits`.
+        """
+
+    # ---- the step's own bookkeeping -------------------------------------------------------------
+    @abstractmethod
+    def begin_step(self, state: Array, lr_table: Array) -> None:
+        """``STEP += 1; LR = lr_table[CURSOR]; CURSOR += 1; GRAD_SCALE = 1``; `lr_table` float64."""
+
+    @abstractmethod
+    def record_loss(self, state: Array) -> None:
+        """Add LOSS to the epoch's sums while BAD_STEP is 0; set BAD_STEP to STEP if LOSS is not finite."""
+
+    @abstractmethod
+    def end_step(self, state: Array, rows: int) -> None:
+        """``ROW += rows``."""
+
+    @abstractmethod
+    def clip_value(self, grad: Array, *, limit: float) -> None:
+        """Clip `grad` in place to ``[-limit, limit]``; NaN stays NaN."""
+
+    @abstractmethod
+    def clip_norm(self, grad: Array, state: Array, *, max_norm: float) -> None:
+        """``GRAD_SQ_NORM = |grad|**2; GRAD_SCALE = min(1, max_norm / (|grad| + 1e-6))``."""
+
+    # ---- one flat optimizer step each ------------------------------------------------------------
+    # All read LR, WEIGHT_DECAY, GRAD_SCALE, STEP (t) and do nothing once BAD_STEP is set. With
+    # g = GRAD_SCALE * grad, and g += WEIGHT_DECAY * param where the decay is not decoupled. An element
+    # whose new value would not be finite keeps its old value, and its moments theirs, and BAD_STEP is set.
+    @abstractmethod
+    def sgd_step(self, param: Array, grad: Array, velocity: Array | None, state: Array, *, nesterov: bool) -> None:
+        """P0 momentum. ``velocity = P0 * velocity + g; u = g + P0 * velocity if nesterov else velocity``."""
+
+    @abstractmethod
+    def adagrad_step(self, param: Array, grad: Array, total: Array, state: Array) -> None:
+        """P0 eps. ``total += g**2; param -= LR * g / (sqrt(total) + P0)``."""
+
+    @abstractmethod
+    def rmsprop_step(
+        self, param: Array, grad: Array, sq: Array, mean: Array | None, velocity: Array | None, state: Array
+    ) -> None:
+        """P0 rho, P1 eps, P2 momentum; `mean` for the centered form, `velocity` where P2 is not 0.
+
+        ``sq = P0 * sq + (1 - P0) * g**2; u = g / (sqrt(sq - mean**2) + P1)``.
+        """
+
+    @abstractmethod
+    def adam_step(self, param: Array, grad: Array, m: Array, v: Array, state: Array, *, decoupled: bool) -> None:
+        """P0 beta1, P1 beta2, P2 eps; with `decoupled`, ``param *= 1 - LR * WEIGHT_DECAY`` first (AdamW)."""
+
+    @abstractmethod
+    def adamax_step(self, param: Array, grad: Array, m: Array, u: Array, state: Array) -> None:
+        """P0 beta1, P1 beta2, P2 eps. ``u = max(P1 * u, |g| + P2); param -= LR / (1 - P0**t) * m / u``."""
+
+    @abstractmethod
+    def nadam_step(self, param: Array, grad: Array, m: Array, v: Array, state: Array) -> None:
+        """P0 beta1, P1 beta2, P2 eps, P3 momentum decay, P4 the running product of mu_t (from 1, updated)."""
+
+    @abstractmethod
+    def lion_step(self, param: Array, grad: Array, m: Array, state: Array) -> None:
+        """P0 beta1, P1 beta2. ``param -= LR * (sign(P0 m + (1-P0) g) + WEIGHT_DECAY * param); m = P1 m + (1-P1) g``."""
+
+    @abstractmethod
+    def ema_step(self, param: Array, average: Array, state: Array) -> None:
+        """``average = EMA_DECAY * average + (1 - EMA_DECAY) * param``, unless a step was bad."""
+
+    # ---- fused, composed here ---------------------------------------------------------------------
+    def linear_act(
+        self, x: Array, W: Array, b: Array | None, act: str | Activation, *, out: Array, saved: Array | None = None
+    ) -> None:
+        """``z = x @ W + b; out = f(z)``, and ``saved = z`` where `saved` is given.
+
+        `x` (n, k), `W` (k, m), `b` (m,) or ``None``, `out` and `saved` (n, m).
+        """
+        act = activations.get(act)
+        self.gemm(x, W, out=out)
+        if b is not None:
+            self.add_bias(out, b, out=out)
+        if saved is not None:
+            self.copy(out, out=saved)
+        if act.name != "identity":
+            self.act(act, out, out=out)
+
+    def linear_act_grad(
+        self,
+        dy: Array,
+        x: Array,
+        W: Array,
+        saved: Array | None,
+        act: str | Activation,
+        *,
+        dx: Array | None,
+        dW: Array,
+        db: Array | None,
+    ) -> None:
+        """Gradients of :meth:`linear_act`: ``dz = dy * f'; dW = x.T @ dz; db = dz.sum(0); dx = dz @ W.T``.
+
+        `saved` is `y` or `z` as ``act.saves`` says. `dy` is used up: it may hold `dz` afterwards.
+        `dx` is ``None`` for a first layer, `db` where there is no bias.
+        """
+        act = activations.get(act)
+        if act.name != "identity":
+            self.act_grad(act, dy, saved, out=dy)
+        if db is not None:
+            self.sum_rows(dy, out=db)
+        self.gemm(x, dy, out=dW, trans_a=True)
+        if dx is not None:
+            self.gemm(dy, W, out=dx, trans_b=True)

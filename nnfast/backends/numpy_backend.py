@@ -1,0 +1,50 @@
+"""NumPy on the CPU: the reference, as readable as the maths."""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .array_backend import ArrayBackend
+from .base import Array
+
+_ALIGN = 64
+
+
+class NumpyBackend(ArrayBackend):
+    """Plain NumPy arrays and NumPy's own operations."""
+
+    name = "numpy"
+    device = "numpy"
+
+    @property
+    def xp(self) -> Any:
+        return np
+
+    def empty(self, shape: Any, dtype: Any) -> Array:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        nbytes = prod(shape) * np.dtype(dtype).itemsize
+        raw = np.empty(nbytes + _ALIGN, np.uint8)
+        start = -raw.ctypes.data % _ALIGN
+        return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+    def zeros(self, shape: Any, dtype: Any) -> Array:
+        out = self.empty(shape, dtype)
+        out.fill(0)
+        return out
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        return np.asarray(x, dtype=dtype, order="C")
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return np.asarray(x)
+
+    def copy(self, src: Array, *, out: Array) -> None:
+        np.copyto(out, src, casting="same_kind")
+
+    def memory(self) -> tuple[int, int]:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page

@@ -1,0 +1,102 @@
+"""What the commands share: options, messages, the JSON line, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "device_option",
+    "echo",
+    "emit_json",
+    "output_options",
+    "print_table",
+    "say_error",
+    "version",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def version() -> str:
+    """The installed version of nnfast."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("nnfast")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and isinstance(ctx.obj, dict):
+        ctx.obj["debug"] = True
+
+
+def output_options(command: F) -> F:
+    """Add ``--json`` and ``--debug``."""
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+    return as_json(debug(command))
+
+
+def device_option(command: F) -> F:
+    """Add ``--device``."""
+    return click.option(
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, numpy, numba, cuda or cuda:N; without it, NNFAST_DEVICE or auto.",
+    )(command)
+
+
+def echo(text: str) -> None:
+    """A line for the reader."""
+    click.echo(text)
+
+
+def say_error(text: str) -> None:
+    """An error as one line on stderr."""
+    click.echo(f"nnfast: error: {' '.join(text.split())}", err=True)
+
+
+def finite(value: Any) -> Any:
+    """`value` for JSON: NumPy numbers become Python's, NaN and infinity ``null``."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
+        return finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def emit_json(value: dict[str, Any]) -> None:
+    """Print `value` as one line of valid JSON."""
+    click.echo(json.dumps(finite(value), allow_nan=False))
+
+
+def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None, title: str | None = None) -> None:
+    """Print rows as an aligned table, as wide as the terminal or, in a file, as wide as it needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=None, show_header=header is not None, title_justify="left", pad_edge=False)
+    rows = [list(row) for row in rows]
+    width = len(header) if header else max((len(row) for row in rows), default=0)
+    for i in range(width):
+        table.add_column(header[i] if header else None, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)

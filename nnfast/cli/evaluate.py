@@ -1,0 +1,50 @@
+"""``nnfast evaluate``: how well a saved model predicts known targets."""
+
+from __future__ import annotations
+
+import click
+
+from .common import device_option, echo, emit_json, output_options, print_table, version
+
+
+@click.command("evaluate", short_help="Measure a saved model on a data set.")
+@click.argument("model")
+@click.argument("data")
+@click.option("--target", metavar="COLUMN", help="Column of the true values; default: as in training.")
+@device_option
+@output_options
+def command(model: str, data: str, target: str | None, device: str | None, as_json: bool) -> None:
+    """Compare the predictions of MODEL, a file that 'nnfast train' wrote, with the targets in DATA.
+
+    Shown are the accuracy and, per class, precision, recall and F1; or, for regression, the mean absolute
+    error, the root mean squared error and R2, in the units of the target.
+    """
+    from .bundle import Bundle, device_line
+
+    bundle = Bundle.load(model)
+    used, why = device_line(device)
+    inputs, y = bundle.read(data, target=target, need_target=True)
+    assert y is not None  # load() has made sure
+    x = bundle.transform(inputs)
+    metrics = bundle.metrics(x, y)
+    per_class = bundle.per_class(x, y)
+    echo(f"{data}: {len(x)} rows, device {used} ({why})")
+    print_table([[name, f"{value:.4f}"] for name, value in metrics.items()])
+    if per_class:
+        shown = [[row["class"], *(f"{row[k]:.4f}" for k in ("precision", "recall", "f1")), str(row["rows"])]
+                 for row in per_class]  # fmt: skip
+        print_table(shown, header=["class", "precision", "recall", "F1", "rows"])
+    if as_json:
+        emit_json(
+            {
+                "command": "evaluate",
+                "version": version(),
+                "model": model,
+                "data": data,
+                "task": bundle.task,
+                "rows": len(x),
+                "device": used,
+                "metrics": metrics,
+                "classes": per_class,
+            }
+        )

@@ -1,0 +1,233 @@
+"""``nnfast train``: from a data set to a saved model and a picture of its curves."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import device_option, echo, emit_json, output_options, print_table, version
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
+
+@click.command("train", short_help="Train a model on a data set and save it.")
+@click.argument("data")
+@click.option("--target", metavar="COLUMN", help="Column to predict, by name or position.")
+@click.option("--task", type=click.Choice(["classification", "regression"]), help="Default: by the target's values.")
+@click.option("--drop", metavar="COLUMN", multiple=True, help="Column to leave out; may be given several times.")
+@click.option("--categorical", metavar="COLUMN", multiple=True, help="Column of numbers that are categories.")
+@click.option("--layers", metavar="N,N,...", help="Widths of the hidden layers, such as 256,128, or none.")
+@click.option("--activation", metavar="NAME", help="Of the hidden layers: relu, tanh, gelu, silu, ...")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Rate after each hidden layer.")
+@click.option("--loss", metavar="NAME", help="Default: cross_entropy, or mean_squared_error for regression.")
+@click.option("--optimizer", metavar="NAME", help="adam, adamw, sgd, rmsprop, lion, ...")
+@click.option("--lr", type=click.FloatRange(0), metavar="RATE", help="Learning rate.")
+@click.option("--schedule", metavar="NAME", help="constant, step, exponential, cosine, warm_up, one_cycle, ...")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Number of passes over the training rows.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rows per step.")
+@click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE", help="Rows held back.")
+@click.option("--patience", type=click.IntRange(0), metavar="N", help="Stop after N epochs without progress; 0: never.")
+@device_option
+@click.option("--dtype", default="float32", show_default=True, metavar="NAME", help="Of weights and computation.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For weights, split and shuffle.")
+@click.option("--out", metavar="FILE", help="Model file; default: NAME.safetensors in this folder.")
+@click.option("--plot", metavar="FILE", help="Picture of the curves; default: NAME.png in this folder.")
+@click.option("--no-save", is_flag=True, help="Write only the files that --out and --plot name.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not show the epochs.")
+@output_options
+def command(data: str, as_json: bool, **options: Any) -> None:
+    """Train a multilayer perceptron on DATA and save it.
+
+    DATA is xor, spiral, digits or fashion-mnist; a folder of IDX files; or a .csv, .tsv, .parquet, .npy or
+    .npz file. Options that are not given have defaults that suit the data.
+    """
+    result = run(data, **options)
+    if as_json:
+        emit_json(result)
+
+
+def run(
+    source: str,
+    *,
+    target: str | None,
+    task: Any,
+    drop: tuple[str, ...],
+    categorical: tuple[str, ...],
+    layers: str | None,
+    loss: str | None,
+    device: str | None,
+    dtype: str,
+    seed: int,
+    out: str | None,
+    plot: str | None,
+    no_save: bool,
+    quiet: bool,
+    **hyperparameters: Any,
+) -> dict[str, Any]:
+    """Train as the options say; returns what ``--json`` prints."""
+    import time
+
+    import numpy as np
+
+    from .. import datasets, losses
+    from ..preprocessing import ClassTarget
+    from ..training.callbacks import EarlyStopping
+    from .bundle import Bundle, device_line
+    from .prepare import prepare
+    from .recipe import parse_layers, recipe_for
+
+    # whatever can be found wrong is found before the training
+    model_path, plot_path = _outputs(source, out, plot, no_save)
+    widths = None if layers is None else parse_layers(layers)
+    used, why = device_line(device)
+    data = datasets.load(source, target, task, drop=drop, report=echo)
+    recipe = recipe_for(data).but(layers=widths, **hyperparameters)
+    if hyperparameters["optimizer"] and hyperparameters["lr"] is None:
+        recipe = recipe.but(lr=_default_rate(recipe.optimizer))  # ours suits ours only
+    optimizer = _optimizer(recipe)
+    loss_name = loss or ("cross_entropy" if data.task == "classification" else "mean_squared_error")
+    ready = prepare(
+        data,
+        losses.get(loss_name),
+        loss_name,
+        val_split=recipe.val_split,
+        seed=seed,
+        dtype=np.float64 if dtype == "float64" else np.float32,
+        categorical=categorical,
+    )
+    model = _build(recipe, ready.x.shape[1:], ready.outputs)
+    targets = ready.preprocessor.target
+    classes = list(targets.names) if isinstance(targets, ClassTarget) else None
+    rows = ready.rows
+    kind = f"{data.task}, {len(classes)} classes" if classes else str(data.task)
+    counts = f"{rows['train']} rows to train on, {rows['validation']} to validate, {rows['test']} to test"
+    print_table(
+        [
+            ["data", f"{data.name}: {counts}"],
+            ["inputs", ready.preprocessor.inputs.describe()],
+            ["task", kind + (f", target {data.target}" if data.target else "")],
+            ["model", _describe(recipe, ready.x.shape[1:], ready.outputs)],
+            [
+                "training",
+                f"{loss_name}, {recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
+                f"{recipe.epochs} epochs, batches of {recipe.batch_size}",
+            ],
+            ["device", f"{used} ({why}), {dtype}"],
+        ]
+    )
+    began = time.perf_counter()
+    history = model.fit(
+        ready.x,
+        ready.y,
+        loss=losses.get(loss_name),
+        optimizer=optimizer,
+        epochs=recipe.epochs,
+        batch_size=min(recipe.batch_size, len(ready.x)),
+        device=used,
+        dtype=dtype,
+        validation_data=ready.validation,
+        metrics=("accuracy",) if classes else (),
+        callbacks=[EarlyStopping("val_loss", recipe.patience)] if recipe.patience and ready.validation else [],
+        seed=seed,
+        verbose=0 if quiet else 1,
+    )
+    seconds = time.perf_counter() - began
+
+    bundle = Bundle(model, ready.preprocessor, data.name, data.target, tuple(drop))
+    metrics = bundle.metrics(ready.x_part, ready.y_part)
+    print_table([[f"{ready.part} {name}", f"{value:.4f}"] for name, value in metrics.items()])
+    if model_path is not None:
+        bundle.save(model_path)
+        echo(f"saved the model to {model_path}")
+    if plot_path is not None:
+        from .. import plotting
+        from ..files import replacing
+
+        with replacing(plot_path) as temporary:
+            plotting.history(history, path=temporary)
+        echo(f"saved the curves to {plot_path}")
+    return {
+        "command": "train",
+        "version": version(),
+        "data": data.name,
+        "task": data.task,
+        "target": data.target,
+        "classes": classes,
+        "rows": rows,
+        "device": used,
+        "device_reason": why,
+        "dtype": dtype,
+        "seed": seed,
+        "loss": loss_name,
+        "recipe": {**vars(recipe)},
+        "epochs": len(history.epochs),
+        "stopped": history.stopped,
+        "history": {name: list(history[name]) for name in history},
+        "part": ready.part,
+        "metrics": metrics,
+        "seconds": seconds,
+        "model": None if model_path is None else str(model_path),
+        "plot": None if plot_path is None else str(plot_path),
+    }
+
+
+def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tuple[Path | None, Path | None]:
+    """Where model and picture go."""
+    import importlib.util
+
+    can_draw = importlib.util.find_spec("matplotlib") is not None
+    stem = Path(name).name.split(".")[0] or "model"
+    model = Path(out) if out else None if no_save else Path(f"{stem}.safetensors")
+    picture = Path(plot) if plot else None
+    if picture is None and not no_save and can_draw:
+        picture = (model or Path(stem)).with_suffix(".png")
+    if plot and Path(plot).suffix.lower() not in PICTURES:
+        raise ValueError(f"--plot {plot}: the ending must be one of {', '.join(PICTURES)}")
+    if plot and not can_draw:
+        raise ImportError("--plot needs matplotlib: pip install matplotlib")
+    for path in (model, picture):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    return model, picture
+
+
+def _default_rate(optimizer: str) -> float:
+    from .. import optimizers
+
+    return optimizers.get(optimizer).default_lr
+
+
+def _optimizer(recipe: Recipe) -> Any:
+    from .. import optimizers
+
+    # the rate belongs to the schedule, so that the model file keeps both
+    return optimizers.get(recipe.optimizer, lr=optimizers.schedules.get({"name": recipe.schedule, "lr": recipe.lr}))
+
+
+def _build(recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> Any:
+    """Hidden layers, with dropout where it is wanted, and a linear output: the losses start from logits."""
+    from ..layers import Dense, Dropout, Flatten
+    from ..model import Sequential
+
+    layers: list[Any] = [Flatten()] if len(in_shape) > 1 else []
+    for width in recipe.layers:
+        layers.append(Dense(width, recipe.activation))
+        if recipe.dropout > 0:
+            layers.append(Dropout(recipe.dropout))
+    return Sequential([*layers, Dense(outputs)])
+
+
+def _describe(recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> str:
+    widths = [prod(in_shape), *recipe.layers, outputs]
+    parameters = sum((a + 1) * b for a, b in pairwise(widths))
+    dropout = f", dropout {recipe.dropout:g}" if recipe.dropout else ""
+    return f"{'-'.join(map(str, widths))}, {recipe.activation}{dropout}, {parameters:,} parameters"

@@ -1,0 +1,37 @@
+"""The exceptions that nnfast raises itself. Wrong values and types use ``ValueError`` and ``TypeError``."""
+
+from __future__ import annotations
+
+
+class NNFastError(Exception):
+    """Base class of nnfast's own errors."""
+
+
+class DeviceUnavailable(NNFastError, RuntimeError):
+    """A device was asked for by name and cannot be used; the message gives the reason."""
+
+
+class NonFiniteError(NNFastError, ArithmeticError):
+    """The loss stopped being finite. The weights are those from before the step in question.
+
+    Attributes
+    ----------
+    step : int
+        Number of the optimizer step, from 1, whose loss was NaN or infinite.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class CheckpointError(NNFastError, ValueError):
+    """A model file is damaged, incomplete, of an unknown version, or does not fit the model."""
+
+
+class DataError(NNFastError, ValueError):
+    """A data file cannot be read as the task needs it."""
+
+
+class NotBuiltError(NNFastError, RuntimeError):
+    """The model has no weights yet: its input size is not known."""

@@ -1,0 +1,312 @@
+"""A plan: model + loss + optimizer at one batch size, as buffers and an ordered list of calls.
+
+All sizes are added up first; then there is one allocation for everything that depends on the batch. A step is the
+same calls on the same addresses every time, so a backend can record it once and replay it. A smaller
+batch uses prefix views of the same buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .arena import Arena, Slot
+from .backends.base import Array, Backend, Replay
+from .kernels import step_state as S
+from .layers import Activation, Dense, Layer
+from .losses import Loss
+from .optimizers import Optimizer
+from .parameters import Built, Parameters
+
+__all__ = ["Plan", "PlanLayout", "without_link"]
+
+
+def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
+    """The chain up to where `loss` starts from: a last activation equal to the loss's link is left out.
+
+    Cross-entropy of a softmax and binary cross-entropy of a sigmoid are computed from the logits, which
+    is exact where probabilities would round to 0 or 1.
+    """
+    if loss is None or loss.link is None or len(built) < 2:
+        return built
+    last = built[-1]
+    if isinstance(last.layer, Activation) and last.layer.activation.name == loss.link:
+        return built[:-1]
+    if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
+        return [*built[:-1], replace(last, layer=last.layer.without_activation())]
+    return built
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerSlots:
+    """Places of one layer's output and of what it declared."""
+
+    output: Slot | None  # None: a view of the input
+    declared: tuple[tuple[str, Slot | None, bool], ...]  # name, place (None: not kept), per row
+
+
+class PlanLayout:
+    """Where everything that depends on the batch size will be; nothing is allocated yet.
+
+    Attributes
+    ----------
+    nbytes : int
+        Size of the one allocation.
+    """
+
+    def __init__(
+        self,
+        built: list[Built],
+        batch: int,
+        dtype: Any,
+        *,
+        training: bool,
+        target: tuple[tuple[int, ...], Any] | None = None,
+        weighted: bool = False,
+    ) -> None:
+        arena = Arena()
+        self.x = arena.reserve((batch, *built[0].in_shape), dtype)
+        self.target = None if target is None else arena.reserve((batch, *target[0]), target[1])
+        self.weight = arena.reserve((batch,), dtype) if weighted else None
+        widest = max(prod(layer.out_shape) for layer in built)
+        # Without a backward pass an output is dead once the next layer has read it: two buffers do
+        turns = [] if training else [arena.reserve((batch, widest), dtype) for _ in range(2)]
+        self.layers: list[_LayerSlots] = []
+        for layer in built:
+            output = None
+            if not layer.layer.is_view(training):
+                shape = (batch, *layer.out_shape)
+                if training:
+                    output = arena.reserve(shape, dtype)
+                else:
+                    output = Slot(turns[0].offset, shape, turns[0].dtype)
+                    turns.reverse()
+            declared = []
+            for spec in layer.specs:
+                if spec.kind in ("saved", "scratch"):
+                    shape = (batch, *spec.shape) if spec.per_row else spec.shape
+                    kept = training or spec.kind == "scratch"
+                    declared.append((spec.name, arena.reserve(shape, dtype) if kept else None, spec.per_row))
+            self.layers.append(_LayerSlots(output, tuple(declared)))
+        self.gradients: list[Slot] = []
+        if training:
+            # dy of a layer is dead once its dx is written: two buffers take turns
+            widest_dx = max(prod(layer.in_shape) for layer in built)
+            self.gradients = [arena.reserve((batch, max(widest, widest_dx)), dtype) for _ in range(2)]
+        self.nbytes = arena.nbytes
+
+
+class _Program:
+    """The calls of one step at one number of rows, on bound layers."""
+
+    def __init__(self, plan: Plan, rows: int) -> None:
+        self.plan, self.rows = plan, rows
+        layout, view = plan.layout, plan.view
+        self.x = view(layout.x, rows)
+        self.target = None if layout.target is None else view(layout.target, rows)
+        self.weight = None if layout.weight is None else view(layout.weight, rows)
+        self.layers: list[Layer] = []
+        x = self.x
+        for built, slots in zip(plan.built, layout.layers, strict=True):
+            arrays: dict[str, Array | None] = plan.params.of_layer(built.index, plan.grad)
+            for name, slot, per_row in slots.declared:
+                arrays[name] = None if slot is None else view(slot, rows if per_row else None)
+            bound = built.layer.bind(arrays, training=plan.training, stream=built.index)
+            y = x.reshape(rows, *built.out_shape) if slots.output is None else view(slots.output, rows)
+            for name, value in (("x", x), ("y", y), ("state", plan.state)):
+                setattr(bound, name, value)
+            self.layers.append(bound)
+            x = y
+        self.output = x
+        self.replay: Replay = plan.capture(self.train if plan.training else self.infer)
+
+    def _matrix(self, x: Array) -> Array:
+        return x.reshape(self.rows, -1)
+
+    def _forward(self, bk: Backend) -> None:
+        for source, out in self.plan.sources(self):
+            bk.take_batch(source, self.plan.order, self.plan.state, out=out)
+        for layer in self.layers:
+            if not layer.is_view(self.plan.training):
+                layer.record(bk, layer.forward, layer.x, layer.y)
+
+    def _loss(self, bk: Backend, dpred: Array | None) -> None:
+        plan = self.plan
+        if plan.loss is not None:
+            plan.loss.record(bk, self._matrix(self.output), self.target, self.weight, plan.state, dpred)
+            bk.record_loss(plan.state)
+
+    def _keep_output(self, bk: Backend) -> None:
+        if self.plan.outputs is not None:
+            bk.store_batch(self._matrix(self.output), self.plan.state, out=self.plan.outputs)
+
+    def infer(self, bk: Backend) -> None:
+        """Forward and, if there is a loss, its value."""
+        self._forward(bk)
+        self._loss(bk, None)
+        self._keep_output(bk)
+        bk.end_step(self.plan.state, self.rows)
+
+    def train(self, bk: Backend) -> None:
+        """Forward, loss, backward, update."""
+        plan = self.plan
+        assert plan.optimizer is not None
+        bk.begin_step(plan.state, plan.lr_table)
+        self._forward(bk)
+        dy, spare = (plan.view(slot, self.rows) for slot in plan.layout.gradients)
+
+        def prefix(buffer: Array, shape: tuple[int, ...]) -> Array:
+            return buffer.reshape(-1)[: self.rows * prod(shape)].reshape(self.rows, *shape)
+
+        built = plan.built
+        self._loss(bk, self._matrix(prefix(dy, built[-1].out_shape)))
+        self._keep_output(bk)
+        # Layers before the first one with parameters need no gradient
+        first = next((i for i, b in enumerate(built) if any(s.kind == "param" for s in b.specs)), len(built))
+        for i in range(len(built) - 1, first - 1, -1):
+            layer = self.layers[i]
+            if layer.is_view(True):
+                continue  # the same memory under another shape
+            dx = prefix(spare, built[i].in_shape) if i > first else None
+            layer.record(bk, layer.backward, prefix(dy, built[i].out_shape), dx)
+            dy, spare = spare, dy
+        plan.optimizer.record(bk, plan.params.flat, plan.grad, plan.params.slots, plan.params.average, plan.state)
+        bk.end_step(plan.state, self.rows)
+
+
+class Plan:
+    """Buffers and recorded steps of a chain of layers, for batches of up to `batch` rows.
+
+    Parameters
+    ----------
+    built : list of Built
+        The chain; see :func:`without_link` for one that a loss is computed from.
+    params : Parameters
+        The weights; they must stay where they are while the plan is used.
+    batch : int
+        Largest number of rows of a step.
+    loss : Loss, optional
+        Computed by each step.
+    optimizer : Optimizer, optional
+        With it the plan trains; without it, it infers.
+    target : tuple of (shape, dtype), optional
+        Shape of one row of targets and their dtype, where there is a loss.
+    weighted : bool
+        Whether batches come with sample weights.
+    lr_steps : int
+        Room in the table of learning rates.
+
+    Attributes
+    ----------
+    weights : array
+        ``params.flat`` as it was when the plan was made; the plan is void once that is another array.
+    state : array
+        The step state (``kernels/step_state.py``), float64.
+    lr_table : array
+        Learning rates of the next steps, float64.
+    """
+
+    def __init__(
+        self,
+        built: list[Built],
+        params: Parameters,
+        batch: int,
+        *,
+        loss: Loss | None = None,
+        optimizer: Optimizer | None = None,
+        target: tuple[tuple[int, ...], Any] | None = None,
+        weighted: bool = False,
+        lr_steps: int = 1,
+    ) -> None:
+        self.built, self.params, self.batch = built, params, batch
+        self.weights = params.flat
+        self.loss, self.optimizer = loss, optimizer
+        self.training = optimizer is not None
+        self.backend = params.backend
+        self.layout = PlanLayout(
+            built, batch, params.dtype, training=self.training, target=target, weighted=weighted
+        )
+        bk = self.backend
+        self._buffer = bk.zeros(self.layout.nbytes, np.uint8)
+        self.grad = bk.zeros(params.size, params.dtype) if self.training else None
+        if optimizer is not None:
+            params.use_slots(optimizer.slots, optimizer.ema is not None)
+        self.state = bk.zeros(S.SIZE, np.float64)
+        self.lr_table = bk.zeros(lr_steps, np.float64)
+        self._data: tuple[Array, ...] = ()
+        self.order: Array | None = None
+        self.outputs: Array | None = None
+        self._programs: dict[int, _Program] = {}
+
+    # ---- what programs are made of ---------------------------------------------------------------------
+    def view(self, slot: Slot, rows: int | None = None) -> Array:
+        return Arena.view(self._buffer, slot, rows)
+
+    def sources(self, program: _Program) -> list[tuple[Array, Array]]:
+        """The data set's arrays, if there is one, each with the buffer that a batch of it goes to."""
+        buffers = [b for b in (program.x, program.target, program.weight) if b is not None]
+        return list(zip(self._data, buffers, strict=True)) if self._data else []
+
+    def capture(self, step: Callable[[Backend], None]) -> Replay:
+        """Record a step. Recording may run it: meanwhile BAD_STEP keeps it from changing any weight."""
+        before = np.array(self.backend.to_numpy(self.state))
+        inert = before.copy()
+        inert[[S.CURSOR, S.ROW]] = 0
+        inert[S.BAD_STEP] = 1
+        self.backend.copy(inert, out=self.state)
+        try:
+            return self.backend.capture(step)
+        finally:
+            self.backend.copy(before, out=self.state)
+
+    def _program(self, rows: int) -> _Program:
+        if not 1 <= rows <= self.batch:
+            raise ValueError(f"the plan takes 1 to {self.batch} rows, got {rows}")
+        if rows not in self._programs:
+            while len(self._programs) >= 8:  # one per number of rows; odd sizes come and go
+                del self._programs[next(iter(self._programs))]
+            self._programs[rows] = _Program(self, rows)
+        return self._programs[rows]
+
+    # ---- use ---------------------------------------------------------------------------------------------
+    def use_data(self, data: tuple[Array, ...], order: Array | None, outputs: Array | None) -> None:
+        """Let steps gather their own batches, rows ``order[ROW : ROW + rows]`` of each array of `data`.
+
+        Parameters
+        ----------
+        data : tuple of array
+            Inputs, then targets and sample weights where the plan has them; empty: batches are fed.
+        order : array of int64
+            Row numbers; its contents may change between steps, its address not.
+        outputs : array, optional
+            Takes the outputs of each step at rows ``ROW`` onward.
+        """
+        self._data, self.order, self.outputs = data, order, outputs
+        self._programs.clear()
+
+    def feed(self, x: Array, target: Array | None = None, weight: Array | None = None) -> None:
+        """Copy a batch into the plan's buffers."""
+        program = self._program(x.shape[0])
+        for source, out in ((x, program.x), (target, program.target), (weight, program.weight)):
+            if out is not None:
+                self.backend.copy(source, out=out)
+
+    def run(self, rows: int, steps: int = 1) -> None:
+        """Do `steps` steps of `rows` rows each."""
+        self._program(rows).replay.run(steps)
+
+    def output(self, rows: int) -> Array:
+        """The output of the last step of `rows` rows: a view that the next step overwrites."""
+        return self._program(rows).output
+
+    def read_state(self) -> np.ndarray:
+        """A copy of the step state on the host; waits for the device."""
+        return np.array(self.backend.to_numpy(self.state))
+
+    def write_state(self, host: np.ndarray) -> None:
+        """Replace the step state."""
+        self.backend.copy(host, out=self.state)

@@ -1,0 +1,85 @@
+"""Counter-based random numbers: the same on every backend, for every number of threads.
+
+Dropout masks come from Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy
+as 1, 2, 3", SC 2011), which every backend implements; this module holds the NumPy form that they are
+tested against. Initial weights and shuffles are drawn on the host from NumPy's own Philox generator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["fresh_seed", "generator", "keep_threshold", "permutation", "philox_4x32"]
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+# Streams of the host generator; a stream is the high word of the key
+INIT, SHUFFLE, SPLIT = 1, 2, 3
+
+
+def philox_4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, ...]:
+    """Philox 4x32-10: four 32-bit random words per counter value.
+
+    Parameters
+    ----------
+    counter : tuple of four array_like of int
+        The 128-bit counter as four 32-bit words, lowest first; arrays broadcast.
+    key : tuple of two int
+        The 64-bit key as two 32-bit words, lowest first.
+
+    Returns
+    -------
+    tuple of four ndarray of uint64
+        Words in ``[0, 2**32)``.
+    """
+    c0, c1, c2, c3 = (np.asarray(c, np.uint64) for c in counter)
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (
+            (p1 >> _32) ^ c1 ^ np.uint64(k0),
+            p1 & _MASK,
+            (p0 >> _32) ^ c3 ^ np.uint64(k1),
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def keep_threshold(rate: float) -> int:
+    """The number of 32-bit words that keep an element when `rate` of them are dropped.
+
+    An element is kept where its random word is less than this.
+    """
+    return min(round((1.0 - rate) * 2**32), 2**32 - 1)
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system's entropy, in ``[0, 2**63)``."""
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
+    """A host generator for one purpose: independent of how often any other was used.
+
+    Parameters
+    ----------
+    seed : int
+        The user's seed, in ``[0, 2**64)``.
+    stream : int
+        What it is for: :data:`INIT`, :data:`SHUFFLE` or :data:`SPLIT`.
+    index : int
+        Number within the stream, such as the epoch or the parameter.
+    """
+    bits = np.random.Philox(key=seed + (stream << 64), counter=index << 128)
+    return np.random.Generator(bits)
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of `n` rows in epoch `epoch`: a permutation of ``0..n-1``, int64."""
+    return generator(seed, SHUFFLE, epoch).permutation(n)

@@ -1,0 +1,209 @@
+"""Callbacks: what may happen between steps and between epochs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model import Sequential
+
+__all__ = ["CSVLogger", "Callback", "EarlyStopping", "LearningRateLogger", "ModelCheckpoint", "StopOnNonFinite"]
+
+
+class Callback:
+    """Base class of all callbacks, and of the user's own.
+
+    Override what you need. ``self.model.stop_training = True`` ends training after the current epoch, or
+    after the current step from :meth:`on_step_end`.
+
+    Attributes
+    ----------
+    model : Sequential
+        The model in training.
+    """
+
+    model: Sequential
+
+    def on_train_begin(self, model: Sequential) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before an epoch; `epoch` counts from 1."""
+
+    def on_step_end(self, step: int, logs: dict[str, float]) -> None:
+        """After each step, with its ``loss`` and ``lr``. Overriding this makes every step wait for it."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """After an epoch, with all its numbers; what is added to `logs` goes into the history."""
+
+    def on_train_end(self, model: Sequential) -> None:
+        """After the last epoch, however training ended."""
+
+
+def watches_steps(callback: Callback) -> bool:
+    """Whether a callback wants to be called after each step."""
+    return type(callback).on_step_end is not Callback.on_step_end
+
+
+class _Best:
+    """Keeps the best value of a monitored number."""
+
+    def __init__(self, monitor: str, mode: str, min_delta: float = 0.0) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
+        self.monitor = monitor
+        if mode == "auto":
+            loss_like = any(part in monitor for part in ("loss", "error", "mae", "mse", "rmse"))
+            mode = "min" if loss_like else "max"
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.min_delta = abs(float(min_delta))
+        self.value = math.inf
+
+    def improved(self, logs: dict[str, float]) -> bool:
+        if self.monitor not in logs:
+            raise ValueError(f"{self.monitor!r} is not there to be monitored; there are {', '.join(logs)}")
+        value = self.sign * logs[self.monitor]
+        if value < self.value - self.min_delta:
+            self.value = value
+            return True
+        return False
+
+
+class EarlyStopping(Callback):
+    """Stop when a number has not become better for some epochs.
+
+    Parameters
+    ----------
+    monitor : str
+        Name of the number, such as ``"val_loss"`` or ``"val_accuracy"``.
+    patience : int
+        Epochs without an improvement after which training stops.
+    min_delta : float
+        An improvement must be larger than this.
+    mode : {"auto", "min", "max"}
+        Whether less or more is better; "auto" goes by the name.
+    restore_best : bool
+        Give the model the weights of its best epoch at the end.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        *,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"EarlyStopping: patience must be at least 1, got {patience}")
+        self.monitor, self.patience, self.min_delta, self.mode = monitor, int(patience), min_delta, mode
+        self.restore_best = restore_best
+        self.best_epoch = self.stopped_epoch = 0
+
+    def on_train_begin(self, model: Sequential) -> None:
+        self._best = _Best(self.monitor, self.mode, self.min_delta)
+        self._weights: dict[str, Any] | None = None
+        self._waited = 0
+        self.best_epoch = self.stopped_epoch = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if self._best.improved(logs):
+            self.best_epoch, self._waited = epoch, 0
+            if self.restore_best:
+                self._weights = self.model.get_weights()
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            self.stopped_epoch = epoch
+            self.model.stop_training = True
+
+    def on_train_end(self, model: Sequential) -> None:
+        if self._weights is not None:
+            model.set_weights(self._weights)
+            self._weights = None
+
+
+class ModelCheckpoint(Callback):
+    """Save the model after each epoch, or only when a number has become better.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where to; ``{epoch}`` and the names of numbers may stand in it, as in ``"m-{epoch}.safetensors"``.
+    monitor : str
+        Name of the number that `save_best_only` goes by.
+    mode : {"auto", "min", "max"}
+        Whether less or more is better.
+    save_best_only : bool
+        Save only epochs that improve `monitor`.
+    """
+
+    def __init__(
+        self, path: str | Path, monitor: str = "val_loss", *, mode: str = "auto", save_best_only: bool = False
+    ) -> None:
+        self.path, self.monitor, self.mode, self.save_best_only = str(path), monitor, mode, save_best_only
+
+    def on_train_begin(self, model: Sequential) -> None:
+        self._best = _Best(self.monitor, self.mode)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if not self.save_best_only or self._best.improved(logs):
+            self.model.save(self.path.format(epoch=epoch, **logs))
+
+
+class CSVLogger(Callback):
+    """Write the numbers of each epoch as a line of a CSV file, at once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; overwritten, unless `append`.
+    append : bool
+        Go on at the end of an existing file.
+    """
+
+    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+        self.path, self.append = Path(path), append
+
+    def on_train_begin(self, model: Sequential) -> None:
+        self._names: list[str] | None = None
+        if self.append and self.path.exists():
+            with self.path.open(newline="") as file:
+                self._names = next(csv.reader(file), None)
+        else:
+            self.path.write_text("")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        row = {"epoch": epoch, **logs}
+        with self.path.open("a", newline="") as file:
+            if self._names is None:
+                self._names = list(row)
+                csv.writer(file).writerow(self._names)
+            csv.writer(file).writerow([row.get(name, "") for name in self._names])
+
+
+class LearningRateLogger(Callback):
+    """Keep the learning rate of every step in ``self.rates``."""
+
+    def on_train_begin(self, model: Sequential) -> None:
+        self.rates: list[float] = []
+
+    def on_step_end(self, step: int, logs: dict[str, float]) -> None:
+        self.rates.append(logs["lr"])
+
+
+class StopOnNonFinite(Callback):
+    """End training quietly when the loss is NaN or infinite, instead of raising ``NonFiniteError``.
+
+    The model keeps the weights from before the step in question, whose number is ``self.step``.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def on_train_begin(self, model: Sequential) -> None:
+        self.step = None

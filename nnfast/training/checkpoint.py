@@ -1,0 +1,175 @@
+"""Model files: safetensors, with everything that is not an array as JSON in the header.
+
+Loading runs no code: layers, losses and initializers are looked up in closed tables, plus what the caller passes in.
+The header carries a digest of all of it, so that a flipped bit anywhere is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import layers as layers_module
+from .. import losses
+from ..errors import CheckpointError
+from ..files import replacing
+from ..layers.base import Layer
+from .engine import TrainingState
+
+if TYPE_CHECKING:
+    from ..model import Sequential
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+_KEY = "nnfast"
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def save(model: Sequential, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
+    """Write `model` to `path`; see ``Sequential.save``."""
+    from safetensors.numpy import save_file
+
+    params, state = model.parameters, model.training_state
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "layers": [
+            {"class": type(built.layer).__name__, "name": built.name, "config": built.layer.config()}
+            for built in model.built
+        ],
+        "in_shape": list(model.in_shape),
+        "dtype": str(params.dtype),
+        "loss": None if model.loss is None else {"name": losses.name_of(model.loss), "config": model.loss.config()},
+        "training": {
+            "seed": state.seed,
+            "step": state.step,
+            "epoch": state.epoch,
+            "optimizer": state.optimizer,
+            "carried": {str(slot): value for slot, value in state.carried.items()},
+            "schedule": state.schedule,
+            "slots": sorted(params.slots),
+            "average": params.average is not None,
+        },
+        "extra": dict(model.extra if extra is None else extra),
+    }
+    tensors = {**params.get(), **params.get_slots()}
+    try:
+        header = json.loads(json.dumps(header, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the model cannot be described as JSON: {error}") from None
+    header["digest"] = _digest(header, tensors)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {_KEY: json.dumps(header)})
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and tensors of a model file, with the digest checked."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise CheckpointError(f"{path} is a safetensors file, but not a model of nnfast")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        header = json.loads(metadata[_KEY])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: its description is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is damaged: its description is no JSON object")
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format version {header.get('format')!r}, this version of nnfast reads {FORMAT}"
+        )
+    stated = header.pop("digest", None)
+    if stated != _digest(header, tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
+    return header, tensors
+
+
+def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path: Path) -> Any:
+    kind, config = entry["class"] if "class" in entry else entry["name"], entry["config"]
+    if kind not in table:
+        raise CheckpointError(
+            f"{path} needs the {what} {kind!r}, which nnfast does not have; pass it as custom={{{kind!r}: ...}}"
+        )
+    try:
+        return table[kind](**config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the {what} {kind!r} cannot be made from {config}: {error}") from error
+
+
+def load(path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> Sequential:
+    """Read a model; see :func:`nnfast.load`."""
+    from ..model import Sequential
+
+    path = Path(path)
+    header, tensors = _read(path)
+    custom = dict(custom or {})
+    try:
+        chain: list[Layer] = []
+        for entry in header["layers"]:
+            layer = _resolve(entry, {**layers_module.TABLE, **custom}, "layer", path)
+            layer.name = entry["name"]
+            chain.append(layer)
+        model = Sequential(chain)
+        if header["loss"] is not None:
+            model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
+        training = header["training"]
+        model.build(tuple(header["in_shape"]), dtype=header["dtype"], initialise=False)
+        _fill(model, training, tensors, path)
+        model.training_state = TrainingState(
+            seed=int(training["seed"]),
+            step=int(training["step"]),
+            epoch=int(training["epoch"]),
+            optimizer=training["optimizer"],
+            carried={int(slot): float(value) for slot, value in training["carried"].items()},
+            schedule=dict(training["schedule"]),
+        )
+        model.extra = dict(header["extra"])
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} does not describe a model that can be loaded: {error}") from error
+    return model
+
+
+def _fill(model: Sequential, training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
+    params = model.parameters
+    flats = [*training["slots"], *(["average"] if training["average"] else [])]
+    shapes = {e.key: e.spec.shape for e in (*params.entries, *params.buffer_entries)}
+    shapes |= {f"{slot}:{e.key}": e.spec.shape for slot in flats for e in params.entries}
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise CheckpointError(f"{path} lacks the arrays {missing}")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise CheckpointError(f"{path} has arrays that its layers do not: {unknown}")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape or tensors[name].dtype != params.dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {tensors[name].dtype} {tensors[name].shape}, its layer has {params.dtype} {shape}"
+            )
+    params.set({name: array for name, array in tensors.items() if ":" not in name})
+    if flats:
+        params.set_slots({name: array for name, array in tensors.items() if ":" in name})

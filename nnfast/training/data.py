@@ -1,0 +1,239 @@
+"""From whatever the user has to checked arrays: inputs, sample weights, validation parts, batches."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import random
+from ..errors import NNFastError
+
+__all__ = ["as_array", "check_finite", "check_inputs", "is_batches", "prefetch", "sample_weights", "split"]
+
+_CHUNK_BYTES = 1 << 24
+
+
+def as_array(x: Any, what: str) -> np.ndarray:
+    """`x` as a numeric NumPy array in native byte order, without a copy where it already is one.
+
+    Parameters
+    ----------
+    x : array_like
+        A NumPy array (memory-mapped ones stay so), a CuPy array, a PyTorch tensor, a pandas or polars
+        column or frame, anything with ``__array__`` or ``__dlpack__``, or nested sequences of numbers.
+    what : str
+        How error messages call it.
+
+    Raises
+    ------
+    TypeError
+        If the elements are not real numbers.
+    ValueError
+        If nested sequences are ragged, or there is no row axis.
+    """
+    if isinstance(x, np.ndarray):
+        array = x
+    elif hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
+        array = x.get()  # CuPy refuses implicit conversion
+    elif hasattr(x, "detach") and hasattr(x, "cpu"):
+        array = np.asarray(x.detach().cpu())  # PyTorch: neither a graph nor a GPU goes into NumPy
+    elif hasattr(x, "__array__") or isinstance(x, (list, tuple, int, float, np.generic)):
+        try:
+            array = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{what} is not a rectangular array: {error}") from None
+    elif hasattr(x, "__dlpack__"):
+        array = np.from_dlpack(x)
+    else:
+        raise TypeError(f"{what} must be an array or something that converts to one, not {type(x).__name__}")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{what} must hold real numbers, not dtype {array.dtype}; encode text and categories first")
+    if array.ndim == 0:
+        raise ValueError(f"{what} must have a row axis, it is a single number")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is an array in GPU memory."""
+    return hasattr(x, "__cuda_array_interface__")
+
+
+def check_finite(x: np.ndarray, what: str) -> None:
+    """Raise ``ValueError`` naming the first row of `x` that holds NaN or infinity."""
+    if x.dtype.kind != "f" or x.size == 0:
+        return
+    rows = max(1, _CHUNK_BYTES // max(1, x.nbytes // x.shape[0]))
+    for start in range(0, x.shape[0], rows):
+        finite = np.isfinite(x[start : start + rows])
+        if not finite.all():
+            row, *place = np.argwhere(~finite)[0]
+            value = x[(start + row, *place)]
+            where = f"row {start + row}" + (f", column {', '.join(map(str, place))}" if place else "")
+            raise ValueError(f"{what} contains {value} at {where}; training needs finite numbers")
+
+
+def check_inputs(x: np.ndarray, in_shape: tuple[int, ...] | None, what: str = "X") -> None:
+    """Check the shape of inputs against one row's shape, where the model has one."""
+    if x.ndim < 2:
+        raise ValueError(
+            f"{what} must have a row axis and at least one feature axis, its shape is {x.shape}; "
+            f"use {what}.reshape(-1, 1) for one feature or {what}.reshape(1, -1) for one row"
+        )
+    if in_shape is not None and x.shape[1:] != tuple(in_shape):
+        expected = ", ".join(map(str, in_shape))
+        raise ValueError(f"{what} of shape {x.shape} does not fit the model, which takes (n, {expected})")
+
+
+def sample_weights(
+    sample_weight: Any, class_weight: dict[Any, float] | str | None, target: np.ndarray, rows: int, dtype: Any
+) -> np.ndarray | None:
+    """Weights per row, (rows,), from sample weights and class weights; ``None`` where neither is given.
+
+    Parameters
+    ----------
+    sample_weight : array_like or None
+        (rows,), finite, not negative, not all zero.
+    class_weight : dict, "balanced" or None
+        Factor per class, 1 for classes it does not name; ``"balanced"`` is ``rows / (classes * count)``.
+    target : ndarray
+        What the loss made of the targets.
+    rows : int
+        Number of rows.
+    dtype : dtype
+        Of the result.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If anything does not fit.
+    """
+    weight = None
+    if sample_weight is not None:
+        weight = np.array(as_array(sample_weight, "sample_weight"), np.float64)
+        if weight.shape != (rows,):
+            raise ValueError(f"sample_weight must have shape ({rows},), got {weight.shape}")
+        check_finite(weight, "sample_weight")
+        if (weight < 0).any():
+            raise ValueError(f"sample_weight must not be negative, row {int(np.argmin(weight))} has {weight.min():g}")
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row")
+    if class_weight is not None:
+        labels = _classes_of(target)
+        factors = _class_factors(class_weight, labels)
+        weight = factors if weight is None else weight * factors
+    return None if weight is None else weight.astype(dtype)
+
+
+def _classes_of(target: np.ndarray) -> np.ndarray:
+    if target.ndim == 1:
+        return target
+    if target.shape[1] > 1:
+        return target.argmax(axis=1)
+    return (target[:, 0] > 0).astype(np.int64)
+
+
+def _class_factors(class_weight: dict[Any, float] | str, labels: np.ndarray) -> np.ndarray:
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise ValueError(f"class_weight must be a dict or 'balanced', got {class_weight!r}")
+        classes, counts = np.unique(labels, return_counts=True)
+        class_weight = {int(c): len(labels) / (len(classes) * n) for c, n in zip(classes, counts, strict=True)}
+    if not isinstance(class_weight, dict):
+        raise TypeError(f"class_weight must be a dict or 'balanced', not {type(class_weight).__name__}")
+    factors = np.ones(labels.shape[0])
+    for label, factor in class_weight.items():
+        factor = float(factor)
+        if not 0.0 <= factor < float("inf"):
+            raise ValueError(f"class_weight[{label!r}] must be finite and not negative, got {factor}")
+        factors[labels == label] = factor
+    return factors
+
+
+def split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random row numbers for training and validation, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If `fraction` is not in ``(0, 1)`` or leaves one part empty.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"validation_split must be in [0, 1), got {fraction}")
+    held = round(n * fraction)
+    if held == 0 or held == n:
+        raise ValueError(f"validation_split={fraction} of {n} rows leaves one part empty")
+    order = random.generator(seed, random.SPLIT).permutation(n)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def is_batches(x: Any) -> bool:
+    """Whether `x` is an iterable of batches rather than an array."""
+    if isinstance(x, (np.ndarray, list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
+        return False
+    return isinstance(x, Iterable) and not isinstance(x, (str, bytes, dict))
+
+
+def unpack_batch(batch: Any) -> tuple[Any, Any, Any]:
+    """``(x, y)`` or ``(x, y, sample_weight)`` from one item of an iterable of batches."""
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise TypeError(f"each batch must be (x, y) or (x, y, sample_weight), got {type(batch).__name__}{size}")
+    x, y, *weight = batch
+    return x, y, weight[0] if weight else None
+
+
+class _Failed:
+    """What the prefetching thread hands over instead of an item when it met an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def prefetch(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+    """Iterate over `items` in a thread that stays up to `depth` items ahead.
+
+    An exception in the thread is raised here; closing the iterator ends the thread.
+    """
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # handed over, whatever it is
+            put(_Failed(error))
+
+    thread = threading.Thread(target=work, name="nnfast-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if item is end:
+                return
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5.0)
+
+
+class EmptyDataError(NNFastError, ValueError):
+    """There is not a single row to train on."""

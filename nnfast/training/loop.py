@@ -1,0 +1,317 @@
+"""The training loop behind ``model.fit``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import metrics as metrics_module
+from .. import random
+from ..backends.base import Backend
+from ..kernels import step_state as S
+from ..losses import Loss
+from ..optimizers import Optimizer
+from . import data
+from .callbacks import Callback, StopOnNonFinite, watches_steps
+from .engine import Engine
+from .history import History
+from .inference import forward
+from .predictions import through_link
+from .progress import Progress
+from .sources import BatchSource, ResidentSource, Source, StreamedSource
+
+if TYPE_CHECKING:
+    from ..model import Sequential
+
+__all__ = ["Validation", "fit"]
+
+# Share of the free memory that the data set may take to live on the device
+_RESIDENT_SHARE = 0.5
+
+
+class _Interrupt:
+    """Whether Ctrl-C was pressed; the second press is an ordinary KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
+@contextmanager
+def _catch_interrupt() -> Iterator[_Interrupt]:
+    """Turn the first Ctrl-C into a flag that is looked at between steps."""
+    interrupt = _Interrupt()
+    # Only the main thread may set handlers, and another program's own handler is left alone
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Validation:
+    """A checked validation set, evaluated after each epoch."""
+
+    def __init__(
+        self, model: Sequential, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any
+    ) -> None:
+        x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
+        data.check_inputs(x, model.in_shape, "validation X")
+        if len(x) != len(y):
+            raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
+        if len(x) == 0:
+            raise data.EmptyDataError("the validation data have no rows")
+        data.check_finite(x, "validation X")
+        self.x, self.loss, self.metrics = x, loss, metrics
+        self.target = loss.targets(y, model.out_shape, dtype)
+        self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
+
+    def evaluate(self, model: Sequential, batch_size: int | None = None) -> dict[str, float]:
+        """Loss and metrics, by name."""
+        outputs, loss = forward(
+            model,
+            self.x,
+            loss=self.loss,
+            target=self.target,
+            weight=self.weight,
+            batch_size=batch_size,
+            outputs=bool(self.metrics),
+        )
+        logs = {"loss": loss}
+        if outputs is not None:
+            logs |= compute_metrics(self.metrics, self.loss, self.target, outputs, self.weight)
+        return logs
+
+
+def compute_metrics(
+    metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float]:
+    """Each metric of predictions made from what the loss starts from."""
+    predicted = through_link(loss.link, outputs.reshape(len(outputs), -1))
+    return {metric.name: float(metric(target, predicted, sample_weight=weight)) for metric in metrics}
+
+
+def _fits(backend: Backend, x: np.ndarray, dtype: Any) -> bool:
+    """Whether the inputs may live on the device as `dtype`."""
+    if backend.xp is np and x.dtype == dtype and x.flags.c_contiguous:
+        return True  # gathered from where they are
+    free, _ = backend.memory()
+    return x.size * np.dtype(dtype).itemsize <= _RESIDENT_SHARE * free
+
+
+def fit(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    *,
+    loss: Loss,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int,
+    backend: Backend,
+    dtype: Any,
+    validation_data: Any,
+    validation_split: float,
+    shuffle: bool,
+    sample_weight: Any,
+    class_weight: Any,
+    metrics: Sequence[Any],
+    callbacks: Sequence[Callback],
+    seed: int | None,
+    verbose: int,
+) -> History:
+    """Train `model`; the arguments are those of ``Sequential.fit``, resolved."""
+    metric_list = [metrics_module.get(metric) for metric in metrics]
+    with model.unbuilt_on_error():
+        if y is None and data.is_batches(x):
+            if validation_split:
+                raise ValueError("validation_split needs arrays; give validation_data beside an iterable of batches")
+            if sample_weight is not None:
+                raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
+            source: Source = BatchSource(x, loss, class_weight, dtype)
+            model.prepare(source.in_shape, seed)
+            source.expect(model.out_shape)
+        else:
+            x, y = _checked_arrays(model, backend, x, y)
+            model.prepare(x.shape[1:], seed)
+            target = loss.targets(y, model.out_shape, dtype)
+            weight = data.sample_weights(sample_weight, class_weight, target, len(y), dtype)
+            if validation_split:
+                if validation_data is not None:
+                    raise ValueError("give validation_data or validation_split, not both")
+                rows, held = data.split(len(x), validation_split, model.training_state.seed)
+                own = None if sample_weight is None else data.as_array(sample_weight, "sample_weight")[held]
+                validation_data = (backend.to_numpy(x[held]), y[held], own)
+                x, target, weight = x[rows], target[rows], None if weight is None else weight[rows]
+            kind = ResidentSource if data.on_gpu(x) or _fits(backend, x, dtype) else StreamedSource
+            source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
+        validation = None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+                raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
+            validation = Validation(model, *validation_data[:2], (*validation_data, None)[2], loss, metric_list, dtype)
+        engine = Engine(
+            model,
+            loss,
+            optimizer,
+            backend,
+            dtype,
+            source.batch,
+            target=source.target,
+            weighted=source.weighted,
+            lr_steps=min(source.steps or 256, 4096),
+        )
+        source.attach(engine, bool(metric_list))
+    return _Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
+
+
+def _checked_arrays(model: Sequential, backend: Backend, x: Any, y: Any) -> tuple[Any, np.ndarray]:
+    """Inputs, which stay on a GPU if they are there and the backend is, and targets on the host."""
+    if y is None:
+        raise TypeError("y is missing; only an iterable of (x, y) batches goes without it")
+    resident = data.on_gpu(x) and backend.xp is not np
+    x = backend.asarray(x) if resident else data.as_array(x, "X")
+    y = data.as_array(y, "y")
+    data.check_inputs(x, model.in_shape if model.is_built else None)
+    if len(x) != len(y):
+        raise ValueError(f"X has {len(x)} rows, y has {len(y)}")
+    if len(x) == 0:
+        raise data.EmptyDataError("X has no rows: there is nothing to train on")
+    if resident and x.dtype.kind == "f" and not bool(backend.xp.isfinite(x).all()):
+        raise ValueError("X contains NaN or infinity; training needs finite numbers")
+    if not resident:
+        data.check_finite(x, "X")
+    return x, y
+
+
+class _Run:
+    """One call of fit, epoch by epoch."""
+
+    def __init__(
+        self,
+        model: Sequential,
+        engine: Engine,
+        source: Source,
+        validation: Validation | None,
+        metrics: list[Any],
+        callbacks: Sequence[Callback],
+        epochs: int,
+        verbose: int,
+    ) -> None:
+        self.model, self.engine, self.source, self.validation = model, engine, source, validation
+        self.metrics, self.callbacks = metrics, list(callbacks)
+        self.first = engine.progress.epoch + 1
+        self.last = engine.progress.epoch + epochs
+        self.history = History()
+        self.progress = Progress(self.first, self.last, verbose)
+        self.each_step = any(watches_steps(callback) for callback in self.callbacks)
+        self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
+        steps = source.steps
+        engine.schedule.bind(steps, None if steps is None else engine.step + epochs * steps)
+
+    def run(self) -> History:
+        model = self.model
+        model.stop_training = False
+        for callback in self.callbacks:
+            callback.model = model
+        for callback in self.callbacks:
+            callback.on_train_begin(model)
+        self.progress.start(self._headline())
+        try:
+            with _catch_interrupt() as self.interrupt:
+                for epoch in range(self.first, self.last + 1):
+                    if not self._epoch(epoch):
+                        break
+        finally:
+            self.engine.finish()
+            self.progress.finish(self.history.stopped)
+            for callback in self.callbacks:
+                callback.on_train_end(model)
+        if self.interrupt.pressed:
+            warnings.warn(f"training was {self.history.stopped}", RuntimeWarning, stacklevel=4)
+        return self.history
+
+    def _headline(self) -> str:
+        rows = "batches" if self.source.rows is None else f"{self.source.rows:,} rows"
+        count = self.model.parameters.count
+        return f"training {count:,} parameters on {rows}, device {self.engine.backend.device}, {self.model.dtype}"
+
+    def _epoch(self, epoch: int) -> bool:
+        """Run an epoch; whether another one may follow."""
+        engine, model = self.engine, self.model
+        for callback in self.callbacks:
+            callback.on_epoch_begin(epoch)
+        self.progress.begin_epoch(epoch, self.source.rows)
+        engine.begin_epoch()
+        rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step)
+        state = engine.read()
+        if state[S.BAD_STEP]:
+            return self._bad_step(state)
+        if rows == 0:
+            raise data.EmptyDataError(f"epoch {epoch} brought no batches; an iterator can be gone through only once")
+        if self.interrupt.pressed:
+            self.history.stopped = f"interrupted in epoch {epoch}, after step {engine.step}"
+            return False
+        logs = {"loss": float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]) if state[S.WEIGHT_SUM] else float("nan")}
+        if self.metrics:
+            target, outputs = self.source.kept(rows)
+            logs |= compute_metrics(self.metrics, engine.loss, target, outputs)
+        if self.validation is not None:
+            logs |= {f"val_{name}": value for name, value in self.validation.evaluate(model).items()}
+        logs["lr"] = float(state[S.LR])
+        engine.progress.epoch = epoch
+        if engine.schedule.adaptive:
+            engine.schedule.update(logs.get("val_loss", logs["loss"]))
+            engine.forget_rates()
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
+        self.history.append(epoch, logs)
+        self.progress.end_epoch(epoch, rows, logs)
+        if model.stop_training and epoch < self.last:
+            self.history.stopped = f"stopped by a callback after epoch {epoch}"
+        return not model.stop_training
+
+    def _bad_step(self, state: np.ndarray) -> bool:
+        if not self.quiet:
+            self.engine.check(state)
+        step = int(state[S.BAD_STEP])
+        for callback in self.quiet:
+            callback.step = step
+        self.history.stopped = f"stopped: not finite at step {step}"
+        return False
+
+    def _pause(self, rows: int) -> bool:
+        """Between steps: show progress, call callbacks; whether to stop here."""
+        state = self.engine.read()
+        if state[S.WEIGHT_SUM]:
+            self.progress.advance(rows, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]))
+        if self.each_step:
+            logs = {"loss": float(state[S.LOSS]), "lr": float(state[S.LR])}
+            for callback in self.callbacks:
+                callback.on_step_end(self.engine.step, logs)
+        return bool(self.interrupt.pressed or state[S.BAD_STEP] or (self.each_step and self.model.stop_training))
+
+
+def checked_seed(seed: int | None) -> int:
+    """The user's seed, checked, or a fresh one."""
+    if seed is None:
+        return random.fresh_seed()
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer or None, not {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return int(seed)

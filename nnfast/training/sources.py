@@ -1,0 +1,228 @@
+"""Where an epoch's batches come from: arrays on the device, arrays on the host, or the user's iterable."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import random
+from ..backends.base import Array
+from ..losses import Loss
+from . import data
+from .engine import Engine
+
+__all__ = ["ArraySource", "BatchSource", "ResidentSource", "Source", "StreamedSource"]
+
+# Called after some steps with the number of rows done in the epoch; True ends training
+Pause = Callable[[int], bool]
+
+# Time between two looks at Ctrl-C and at the progress bar
+_PAUSE_SECONDS = 0.1
+
+
+class Source(ABC):
+    """Batches of one data set.
+
+    Attributes
+    ----------
+    rows : int or None
+        Rows in an epoch, where that is known.
+    steps : int or None
+        Steps in an epoch, where that is known.
+    batch : int
+        Largest number of rows of a batch.
+    target : tuple of (shape, dtype)
+        One row of targets as the loss takes them.
+    weighted : bool
+        Whether batches come with sample weights.
+    """
+
+    rows: int | None = None
+    steps: int | None = None
+    batch: int
+    target: tuple[tuple[int, ...], Any]
+    weighted = False
+
+    def attach(self, engine: Engine, keep_outputs: bool) -> None:
+        """Get ready for epochs on `engine`."""
+        self.keep_outputs = keep_outputs
+
+    @abstractmethod
+    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
+        """Run the steps of epoch `epoch`; returns the number of rows that were used."""
+
+    @abstractmethod
+    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and outputs of the epoch's first `rows` rows, where outputs were to be kept."""
+
+
+class ArraySource(Source):
+    """Checked arrays, in a new order each epoch if `shuffle`."""
+
+    def __init__(
+        self, x: Any, target: np.ndarray, weight: np.ndarray | None, batch: int, shuffle: bool, seed: int
+    ) -> None:
+        self.x, self.y, self.weight = x, target, weight
+        self.batch, self.shuffle, self.seed = batch, shuffle, seed
+        self.rows = len(target)
+        self.steps = -(-self.rows // batch)
+        self.target = (target.shape[1:], target.dtype)
+        self.weighted = weight is not None
+
+    def order_of(self, epoch: int) -> np.ndarray:
+        """Row numbers in the order of epoch `epoch`."""
+        assert self.rows is not None
+        return random.permutation(self.seed, epoch, self.rows) if self.shuffle else np.arange(self.rows)
+
+
+class ResidentSource(ArraySource):
+    """The data set lives on the device, and each step gathers its own rows there."""
+
+    def attach(self, engine: Engine, keep_outputs: bool) -> None:
+        super().attach(engine, keep_outputs)
+        bk, dtype = engine.backend, engine.model.parameters.dtype
+        arrays: list[Array] = [bk.asarray(self.x, dtype), bk.asarray(self.y)]
+        if self.weight is not None:
+            arrays.append(bk.asarray(self.weight, dtype))
+        self._order = bk.asarray(np.arange(self.rows, dtype=np.int64))
+        self._outputs = None
+        if keep_outputs:
+            width = int(np.prod(engine.plan.built[-1].out_shape))
+            self._outputs = bk.empty((self.rows, width), dtype)
+        self._backend = bk
+        engine.plan.use_data(tuple(arrays), self._order, self._outputs)
+
+    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
+        assert self.rows is not None
+        self._host_order = self.order_of(epoch)
+        if self.shuffle:
+            engine.backend.copy(self._host_order, out=self._order)
+        full, rest = divmod(self.rows, self.batch)
+        done, chunk = 0, 1
+        while done < full:
+            steps = min(chunk, full - done)
+            began = time.perf_counter()
+            engine.run(self.batch, steps)
+            done += steps
+            if (each_step or done < full or rest) and pause(done * self.batch):
+                return done * self.batch
+            if not each_step:
+                # Aim at the pause between looks; the clock includes pause(), which waits for the device
+                seconds = max(time.perf_counter() - began, 1e-7)
+                chunk = max(1, min(steps * 4, int(steps * _PAUSE_SECONDS / seconds)))
+        if rest:
+            engine.run(rest)
+        if each_step:
+            pause(self.rows)
+        return self.rows
+
+    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.y[self._host_order[:rows]], self._backend.to_numpy(self._outputs)[:rows]
+
+
+class _FedSource(Source):
+    """Batches are brought to the device one by one, prepared in a thread ahead of the step."""
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array, Array | None]]:
+        """Checked batches of an epoch."""
+
+    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
+        done = 0
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        looked = time.perf_counter()
+        items = data.prefetch(self.batches(epoch))
+        try:
+            for x, y, weight in items:
+                engine.plan.feed(x, y, weight)
+                engine.run(len(x))
+                done += len(x)
+                if self.keep_outputs:
+                    output = engine.backend.to_numpy(engine.plan.output(len(x)))
+                    self._kept.append((np.array(y), np.array(output).reshape(len(x), -1)))
+                now = time.perf_counter()
+                if each_step or now - looked > _PAUSE_SECONDS:
+                    looked = now
+                    if pause(done):
+                        break
+        finally:
+            items.close()  # type: ignore[attr-defined]
+        return done
+
+    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        targets, outputs = zip(*self._kept, strict=True)
+        return np.concatenate(targets), np.concatenate(outputs)
+
+
+class StreamedSource(_FedSource, ArraySource):
+    """Arrays that do not fit on the device, or lie in a memory-mapped file: batches are gathered on the host."""
+
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array, Array | None]]:
+        assert self.rows is not None
+        order = self.order_of(epoch)
+        for start in range(0, self.rows, self.batch):
+            index = order[start : start + self.batch]
+            yield self.x[index], self.y[index], None if self.weight is None else self.weight[index]
+
+
+class BatchSource(_FedSource):
+    """The user's own iterable of ``(x, y)`` or ``(x, y, sample_weight)``, one pass per epoch.
+
+    The first batch is looked at before training, for shapes; then the iterable starts again, unless it
+    is an iterator, which can be gone through only once.
+    """
+
+    def __init__(self, batches: Iterable[Any], loss: Loss, class_weight: Any, dtype: Any) -> None:
+        self._items, self._loss, self._class_weight, self._dtype = batches, loss, class_weight, dtype
+        iterator = iter(batches)
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise data.EmptyDataError("the iterable of batches is empty: there is nothing to train on") from None
+        self._rest = iterator if iterator is batches else None
+        self.first = first
+        x, y, weight = data.unpack_batch(first)
+        self.in_shape = data.as_array(x, "x of a batch").shape[1:]
+        self.batch = len(data.as_array(y, "y of a batch"))
+        self.weighted = weight is not None or class_weight is not None
+        try:
+            self.steps = len(batches)  # type: ignore[arg-type]
+        except TypeError:
+            self.steps = None
+
+    def expect(self, out_shape: tuple[int, ...]) -> None:
+        """Learn the model's output shape, which says what targets become."""
+        self.out_shape = out_shape
+        _, y, _ = self._checked(self.first)
+        self.target = (y.shape[1:], y.dtype)
+
+    def _checked(self, item: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        x, y, weight = data.unpack_batch(item)
+        x, y = data.as_array(x, "x of a batch"), data.as_array(y, "y of a batch")
+        data.check_inputs(x, self.in_shape, "x of a batch")
+        data.check_finite(x, "x of a batch")
+        if len(x) != len(y):
+            raise ValueError(f"a batch has {len(x)} rows of x and {len(y)} of y")
+        if len(x) > self.batch:
+            raise ValueError(f"a batch has {len(x)} rows; the first one had {self.batch}, no later one may have more")
+        target = self._loss.targets(y, self.out_shape, self._dtype)
+        weights = data.sample_weights(weight, self._class_weight, target, len(y), self._dtype)
+        if self.weighted and weights is None:
+            weights = np.ones(len(y), self._dtype)
+        if not self.weighted and weights is not None:
+            raise ValueError("a batch came with sample weights, but the first one did not")
+        return x, target, weights
+
+    def batches(self, epoch: int) -> Iterator[tuple[Array, Array, Array | None]]:
+        if self._rest is not None:
+            # An iterator: its first item is in our hands already
+            if self.first is not None:
+                first, self.first = self.first, None
+                yield self._checked(first)
+            yield from map(self._checked, self._rest)
+            return
+        yield from map(self._checked, self._items)

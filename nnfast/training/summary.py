@@ -1,0 +1,75 @@
+"""What a model consists of, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..parameters import Built, Parameters
+from ..plan import PlanLayout
+
+__all__ = ["Summary"]
+
+
+def _size(nbytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes} B"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of the table."""
+
+    name: str
+    layer: str
+    out_shape: tuple[int, ...]
+    parameters: int
+
+
+class Summary:
+    """Layers, shapes, parameters and memory of a model; ``print`` shows the table.
+
+    Attributes
+    ----------
+    rows : list of Row
+        One per layer.
+    parameters : int
+        Number of trained parameters.
+    plan_bytes : int
+        What a training step of the batch size needs for activations and their gradients.
+    weight_bytes : int
+        Weights, their gradients, and two moments.
+    """
+
+    def __init__(self, built: list[Built], params: Parameters, batch_size: int) -> None:
+        self.in_shape = built[0].in_shape
+        self.batch_size = batch_size
+        self.rows = [
+            Row(b.name, repr(b.layer), b.out_shape, sum(prod(s.shape) for s in b.specs if s.kind == "param"))
+            for b in built
+        ]
+        self.parameters = params.count
+        layout = PlanLayout(built, batch_size, params.dtype, training=True)
+        self.plan_bytes = layout.nbytes
+        self.weight_bytes = 4 * params.size * params.dtype.itemsize
+        self.dtype = params.dtype
+
+    def __str__(self) -> str:
+        head = ("layer", "", "output", "parameters")
+        table = [head, ("input", "", str(("n", *self.in_shape)).replace("'", ""), "")]
+        for row in self.rows:
+            shape = str(("n", *row.out_shape)).replace("'", "")
+            table.append((row.name, row.layer, shape, f"{row.parameters:,}"))
+        widths = [max(len(line[i]) for line in table) for i in range(4)]
+        lines = ["  ".join((*(c.ljust(w) for c, w in zip(line[:3], widths[:3], strict=True)), line[3].rjust(widths[3])))
+                 for line in table]  # fmt: skip
+        lines.insert(1, "-" * max(map(len, lines)))
+        lines.append(
+            f"{self.parameters:,} parameters, {self.dtype}: {_size(self.weight_bytes)} with gradients and two moments; "
+            f"a training step of {self.batch_size} rows takes {_size(self.plan_bytes)} more"
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__

@@ -1,0 +1,136 @@
+"""Steps for a hand-written training loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import devices, losses, optimizers
+from ..backends.base import Backend
+from ..kernels import step_state as S
+from ..layers.base import positive_int
+from . import data
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from ..model import Sequential
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """One optimizer step at a time, for loops of one's own.
+
+    Parameters
+    ----------
+    model : Sequential
+        Built, or built from the first batch.
+    loss : str or Loss
+        What to minimise.
+    optimizer : str or Optimizer
+        How.
+    device : str or Backend
+        Where; see :func:`nnfast.get_backend`.
+    batch_size : int, optional
+        Largest number of rows of a step; by default that of the first batch.
+    dtype : {"float32", "float64"}
+        Of the weights and the computation.
+    seed : int, optional
+        For initial weights and dropout masks.
+
+    Examples
+    --------
+    >>> trainer = Trainer(model, "cross_entropy", "adam", batch_size=64)  # doctest: +SKIP
+    >>> for xb, yb in batches:  # doctest: +SKIP
+    ...     loss = trainer.step(xb, yb)
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: str | losses.Loss,
+        optimizer: str | optimizers.Optimizer = "adam",
+        *,
+        device: str | Backend = "auto",
+        batch_size: int | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = losses.get(loss)
+        self.optimizer = optimizers.get(optimizer)
+        self.backend = devices.get_backend(device)
+        self.batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
+        self.dtype = model.checked_dtype(dtype)
+        self._seed = seed
+        self._engine: Engine | None = None
+
+    def _start(self, x: np.ndarray, target: np.ndarray, weighted: bool) -> Engine:
+        engine = Engine(
+            self.model,
+            self.loss,
+            self.optimizer,
+            self.backend,
+            self.dtype,
+            self.batch_size or len(x),
+            target=(target.shape[1:], target.dtype),
+            weighted=weighted,
+        )
+        engine.set(S.ROW, 0.0)
+        self._weighted = weighted
+        return engine
+
+    def step(self, xb: Any, yb: Any, sample_weight: Any = None) -> float:
+        """Forward, loss, backward, update on one batch.
+
+        Parameters
+        ----------
+        xb, yb : array_like
+            As for ``model.fit``.
+        sample_weight : array_like, optional
+            (n,); either every step brings weights, or none.
+
+        Returns
+        -------
+        float
+            The weighted mean loss of the batch, before the update.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss is NaN or infinite; the weights are those from before the step.
+        ValueError, TypeError
+            If the batch does not fit.
+        """
+        x, y = data.as_array(xb, "xb"), data.as_array(yb, "yb")
+        self.model.prepare(x.shape[1:], self._seed)
+        data.check_inputs(x, self.model.in_shape, "xb")
+        if len(x) != len(y):
+            raise ValueError(f"xb has {len(x)} rows, yb has {len(y)}")
+        if len(x) == 0:
+            raise data.EmptyDataError("the batch has no rows")
+        target = self.loss.targets(y, self.model.out_shape, self.dtype)
+        weight = data.sample_weights(sample_weight, None, target, len(x), self.dtype)
+        if self._engine is None or self._engine.plan.weights is not self.model.parameters.flat:
+            self._engine = self._start(x, target, weight is not None)
+        engine = self._engine
+        if (weight is not None) != self._weighted:
+            raise ValueError("either every step brings sample_weight, or none")
+        if len(x) > engine.plan.batch:
+            raise ValueError(f"the batch has {len(x)} rows, batch_size is {engine.plan.batch}")
+        engine.plan.feed(x, target, weight)
+        engine.run(len(x))
+        state = engine.read()
+        if state[S.BAD_STEP]:
+            # The error is raised once; the next step starts from the weights that were kept
+            engine.note(state)
+            engine.set(S.BAD_STEP, 0.0)
+            engine.check(state)
+        engine.note(state)
+        return float(state[S.LOSS])
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return 0 if self._engine is None else self._engine.step
