@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["Activation", "TABLE", "get", "names"]
+__all__ = ["TABLE", "Activation", "get", "names"]
 
 
 @dataclass(frozen=True, slots=True)

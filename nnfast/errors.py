@@ -7,7 +7,7 @@ class NNFastError(Exception):
     """Base class of nnfast's own errors."""
 
 
-class DeviceUnavailable(NNFastError, RuntimeError):
+class DeviceUnavailable(NNFastError, RuntimeError):  # noqa: N818 - reads as what it says
     """A device was asked for by name and cannot be used; the message gives the reason."""
 
 

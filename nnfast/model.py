@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,26 +11,19 @@ import numpy as np
 from . import devices, losses, optimizers
 from . import metrics as metrics_module
 from .backends.base import Backend
-from .backends.numpy_backend import NumpyBackend
-from .errors import NotBuiltError
-from .layers import Dense, Layer
-from .layers.base import Shape, positive_int
-from .parameters import Built, Parameters, build_chain
+from .layers.base import positive_int
+from .network import Network
 from .plan import without_link
 from .training import checkpoint, data, loop
 from .training.callbacks import Callback
-from .training.engine import TrainingState
 from .training.history import History
-from .training.inference import PlanPool, forward
+from .training.inference import forward
 from .training.predictions import classes, through_link
-from .training.summary import Summary
 
 __all__ = ["Sequential", "load"]
 
-_DTYPES = ("float32", "float64")
 
-
-class Sequential:
+class Sequential(Network):
     """A chain of layers.
 
     Parameters
@@ -62,174 +53,6 @@ class Sequential:
     >>> model.predict_classes(X)
     array([0, 1, 1, 0])
     """
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        layers = list(layers)
-        if not layers:
-            raise ValueError("Sequential needs at least one layer")
-        for index, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layer {index} must be a Layer, not {type(layer).__name__}")
-        self.layers = layers
-        self.loss: losses.Loss | None = None
-        self.extra: dict[str, Any] = {}
-        self.stop_training = False
-        self.plans = PlanPool()
-        self._optimizer: optimizers.Optimizer | None = None
-        self._built: list[Built] = []
-        self._parameters: Parameters | None = None
-        self._training_state: TrainingState | None = None
-        self._placed = False  # whether a device was chosen yet
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}([{', '.join(map(repr, self.layers))}])"
-
-    # ---- building ------------------------------------------------------------------------------------
-    @property
-    def is_built(self) -> bool:
-        """Whether the model has weights."""
-        return self._parameters is not None
-
-    def _need_built(self) -> None:
-        if not self.is_built:
-            raise NotBuiltError(
-                "the model has no weights yet, since its input size is not known: call fit, or "
-                "build(in_shape), or give the first layer in_features="
-            )
-
-    @property
-    def built(self) -> list[Built]:
-        """The layers with their shapes and declarations."""
-        self._need_built()
-        return self._built
-
-    @property
-    def parameters(self) -> Parameters:
-        """The weights, on their device."""
-        self._need_built()
-        assert self._parameters is not None
-        return self._parameters
-
-    @property
-    def training_state(self) -> TrainingState:
-        """How far the model has been trained."""
-        self._need_built()
-        assert self._training_state is not None
-        return self._training_state
-
-    @training_state.setter
-    def training_state(self, state: TrainingState) -> None:
-        self._training_state = state
-
-    @property
-    def in_shape(self) -> Shape:
-        """Shape of one input row."""
-        return self.built[0].in_shape
-
-    @property
-    def out_shape(self) -> Shape:
-        """Shape of one output row."""
-        return self.built[-1].out_shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the weights and of the computation."""
-        return self.parameters.dtype
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        return self.parameters.backend.device
-
-    @staticmethod
-    def checked_dtype(dtype: Any) -> np.dtype[Any]:
-        """`dtype`, if models can be trained in it."""
-        try:
-            resolved = np.dtype(dtype)
-        except TypeError:
-            resolved = None
-        if resolved is None or resolved.name not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-        return resolved
-
-    def build(
-        self,
-        in_shape: int | Shape | None = None,
-        *,
-        seed: int | None = None,
-        dtype: Any = "float32",
-        initialise: bool = True,
-    ) -> Sequential:
-        """Give the model weights for inputs of a shape; anything it had is forgotten.
-
-        Parameters
-        ----------
-        in_shape : int or tuple of int, optional
-            Shape of one input row; by default the first layer's `in_features`.
-        seed : int, optional
-            Of the initial weights, and of shuffles and dropout in training.
-        dtype : {"float32", "float64"}
-            Of the weights.
-        initialise : bool
-            Whether to draw weights; otherwise they are zero.
-
-        Returns
-        -------
-        Sequential
-            The model itself.
-        """
-        if in_shape is None:
-            first = self.layers[0]
-            in_shape = first.in_shape if isinstance(first, Dense) else None
-            self._parameters = None if in_shape is None else self._parameters
-            if in_shape is None:
-                self._need_built()
-        shape = (in_shape,) if isinstance(in_shape, (int, np.integer)) else tuple(in_shape or ())
-        shape = tuple(positive_int(n, "each number of in_shape") for n in shape)
-        built = build_chain(self.layers, shape)
-        parameters = Parameters(built, NumpyBackend(), self.checked_dtype(dtype))
-        number = loop.checked_seed(seed)
-        if initialise:
-            parameters.initialise(number)
-        self._built, self._parameters = built, parameters
-        self._training_state = TrainingState(number)
-        self._placed = False
-        self.plans = PlanPool()
-        return self
-
-    def prepare(self, in_shape: Shape, seed: int | None) -> None:
-        """Build if that has not happened; later on a seed only sets that of shuffles and dropout."""
-        if not self.is_built:
-            self.build(in_shape, seed=seed)
-        elif seed is not None:
-            self.training_state.seed = loop.checked_seed(seed)
-
-    @contextmanager
-    def unbuilt_on_error(self) -> Iterator[None]:
-        """If the block fails, a model that it built is not built again: bad data leave no trace."""
-        built = self.is_built
-        try:
-            yield
-        except BaseException:
-            if not built:
-                self._built, self._parameters, self._training_state = [], None, None
-            raise
-
-    def remember(self, loss: losses.Loss, optimizer: optimizers.Optimizer) -> None:
-        """Note what the model is trained with."""
-        self.loss, self._optimizer, self._placed = loss, optimizer, True
-
-    def place(self, device: str | Backend | None = None) -> Backend:
-        """Bring the weights to a device; by default they stay where a fit brought them.
-
-        Returns
-        -------
-        Backend
-        """
-        if device is not None or not self._placed:
-            self.parameters.move(devices.get_backend(device), self.dtype)
-            self._placed = True
-        return self.parameters.backend
 
     # ---- training --------------------------------------------------------------------------------------
     def fit(
@@ -444,79 +267,6 @@ class Sequential:
         wanted = [metrics_module.get(metric) for metric in metrics]
         return loop.Validation(self, X, y, sample_weight, resolved, wanted, self.dtype).evaluate(self, batch_size)
 
-    # ---- weights -----------------------------------------------------------------------------------------
-    def get_weights(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers, named ``layer.array``."""
-        return self.parameters.get()
-
-    def set_weights(self, weights: Mapping[str, Any]) -> None:
-        """Write all parameters and buffers, or, if anything does not fit, none of them."""
-        self.parameters.set(dict(weights))
-
-    def get_flat_weights(self) -> np.ndarray:
-        """All parameters as one vector, without the buffers."""
-        return self.parameters.vector()
-
-    def set_flat_weights(self, values: Any) -> None:
-        """Write what :meth:`get_flat_weights` gave."""
-        self.parameters.set_vector(values)
-
-    @contextmanager
-    def averaged(self) -> Iterator[Sequential]:
-        """Within the block the model has the moving average of its weights (an optimizer with `ema`)."""
-        params = self.parameters
-        if params.average is None:
-            raise ValueError("there is no moving average; train with an optimizer that has ema=, such as 0.999")
-        # Copies, not a swap of the arrays: plans hold their addresses
-        before = params.vector()
-        params.backend.copy(params.average, out=params.flat)
-        try:
-            yield self
-        finally:
-            params.set_vector(before)
-
-    # ---- description, files --------------------------------------------------------------------------------
-    def summary(self, batch_size: int = 32) -> Summary:
-        """Layers, shapes, parameters, and the memory of a training plan; prints as a table.
-
-        Parameters
-        ----------
-        batch_size : int
-            That the plan is made for.
-        """
-        return Summary(self.built, self.parameters, positive_int(batch_size, "batch_size"))
-
-    def save(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
-        """Write the model, its training state and `extra` to a safetensors file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path_like
-            The file.
-        extra : mapping, optional
-            JSON to keep with the model; by default :attr:`extra`.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; what was there before is untouched.
-        TypeError
-            If a layer's configuration or `extra` is not JSON.
-        """
-        checkpoint.save(self, path, extra)
-
-    def copy(self) -> Sequential:
-        """An independent copy, weights and training state included."""
-        other = type(self)([copy.deepcopy(layer) for layer in self.layers])
-        other.loss, other.extra, other._optimizer = copy.deepcopy((self.loss, self.extra, self._optimizer))
-        if self.is_built:
-            other.build(self.in_shape, dtype=self.dtype, initialise=False)
-            other.parameters.set(self.get_weights())
-            if slots := self.parameters.get_slots():
-                other.parameters.set_slots(slots)
-            other.training_state = copy.deepcopy(self.training_state)
-        return other
-
 
 def load(
     path: str | os.PathLike[str], *, custom: Mapping[str, Any] | None = None, device: str | Backend | None = None
@@ -543,7 +293,7 @@ def load(
     FileNotFoundError
         If there is no such file.
     """
-    model = checkpoint.load(path, custom)
+    model = checkpoint.load(Sequential, path, custom)
     if device is not None:
         model.place(device)
     return model

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["fresh_seed", "generator", "keep_threshold", "permutation", "philox_4x32"]
+__all__ = ["checked_seed", "fresh_seed", "generator", "keep_threshold", "permutation", "philox_4x32"]
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -83,3 +83,13 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of `n` rows in epoch `epoch`: a permutation of ``0..n-1``, int64."""
     return generator(seed, SHUFFLE, epoch).permutation(n)
+
+def checked_seed(seed: int | None) -> int:
+    """The user's seed, checked, or a fresh one."""
+    if seed is None:
+        return fresh_seed()
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer or None, not {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return int(seed)

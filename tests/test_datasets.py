@@ -216,7 +216,7 @@ class TestLoad:
         assert datasets.load(path, "price", drop=["size"]).feature_names == ("colour",)
 
     def test_a_name_has_precedence_over_a_position(self, tmp_path):
-        (tmp_path / "t.csv").write_text("id,1\na,5\nb,6\n")
+        (tmp_path / "t.csv").write_text("id,1\n7,5\n8,6\n")
         assert datasets.load(tmp_path / "t.csv", "1").target == "1"
         assert datasets.load(tmp_path / "t.csv", 0).target == "id"
 
@@ -358,8 +358,8 @@ class TestNumpyFiles:
     def test_npz_with_a_named_target(self, tmp_path):
         np.savez(tmp_path / "a.npz", X=np.zeros((3, 2)), y=np.zeros(3), other=np.array(["a", "b", "a"]))
         assert datasets.load(tmp_path / "a.npz", "other").y_train.tolist() == ["a", "b", "a"]
+        np.savez(tmp_path / "b.npz", u=np.zeros((3, 2)))
         with pytest.raises(DataError, match="no array called X"):
-            np.savez(tmp_path / "b.npz", u=np.zeros((3, 2)))
             datasets.load(tmp_path / "b.npz")
 
     def test_npz_that_does_not_fit(self, tmp_path):
@@ -376,7 +376,7 @@ class TestNumpyFiles:
         path = tmp_path / f"a.{kind}"
         trap = np.array([[Trap(), 1]], object)
         np.save(path, trap, allow_pickle=True) if kind == "npy" else np.savez(path, X=trap)
-        with pytest.raises(DataError, match="Object arrays cannot be loaded"):
+        with pytest.raises(DataError, match=r"Object arrays|Python objects"):
             datasets.load(path, 0)
         assert not (tmp_path / "ran").exists()
 
@@ -509,5 +509,5 @@ class TestDownload:
             raise URLError("Name or service not known")
 
         monkeypatch.setattr(urllib.request, "urlopen", refuse)
-        with pytest.raises(DataError, match="could not be downloaded.*Name or service not known.*NNFAST_DATA"):
+        with pytest.raises(DataError, match=r"could not be downloaded.*Name or service not known.*NNFAST_DATA"):
             datasets.load("fashion-mnist")

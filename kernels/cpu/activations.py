@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from . import scalar
+from . import scalar, threads, tuning
+from .driver import Call
+from .gemm import reduce_call
 from .specialise import function, kernel
 
 BLOCK = 4096  # elements; three arrays of it in float32 fit a first-level cache
@@ -323,3 +325,44 @@ def _tile_kernel(template: Any, name: str, dtype: Any, side: int) -> int:
         )
     _addresses[key] = kernel(template, dtype, name, APPLY=apply)
     return _addresses[key]
+
+
+def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
+    """Rows, columns, rows per task and tasks for an activation on its own; only softmax sees rows."""
+    columns = x.shape[-1] if name == "softmax" else 1
+    rows = x.size // columns
+    tile, tasks = tuning.row_chunks(rows, columns, threads.count())
+    return rows, columns, tile, tasks
+
+
+def act_call(name: str, alpha: float, z: np.ndarray, out: np.ndarray) -> Call:
+    """``out = f(z)``; `out` may be `z`."""
+    rows, columns, tile, tasks = _tiles(z, name)
+    ints = np.array([out.ctypes.data, rows, columns, tile, z.ctypes.data, 0, 0], np.int64)
+    return Call(forward_kernel(name, z.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(z, out))
+
+
+def act_grad_call(name: str, alpha: float, dy: np.ndarray, saved: np.ndarray, out: np.ndarray) -> Call:
+    """``out = dy * f'``; `out` may be `dy`."""
+    rows, columns, tile, tasks = _tiles(dy, name)
+    ints = np.array([out.ctypes.data, rows, columns, tile, dy.ctypes.data, saved.ctypes.data, 0], np.int64)
+    return Call(backward_kernel(name, dy.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(dy, saved, out))
+
+
+def add_bias_call(x: np.ndarray, b: np.ndarray, out: np.ndarray) -> Call:
+    """``out = x + b``, the tile kernel of the identity; `out` may be `x`."""
+    rows, columns = x.shape
+    tile, tasks = tuning.row_chunks(rows, columns, threads.count())
+    ints = np.array([out.ctypes.data, rows, columns, tile, x.ctypes.data, b.ctypes.data, 0], np.int64)
+    return Call(forward_kernel("identity", x.dtype), ints, np.zeros(1), tasks, tasks > 1, keep=(x, b, out))
+
+
+def sum_rows_calls(x: np.ndarray, out: np.ndarray) -> list[Call]:
+    """``out = x.sum(axis=0)``, the bias gradient of the identity."""
+    rows, columns = x.shape
+    tile, tasks = tuning.row_chunks(rows, columns, threads.count())
+    parts = out if tasks == 1 else np.empty((tasks, columns), x.dtype)
+    address = x.ctypes.data
+    ints = np.array([address, rows, columns, tile, address, address, parts.ctypes.data], np.int64)
+    call = Call(backward_kernel("identity", x.dtype), ints, np.zeros(1), tasks, tasks > 1, keep=(x, parts))
+    return [call] if tasks == 1 else [call, reduce_call(parts, out)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .. import activations
@@ -113,7 +111,9 @@ class ArrayBackend(ArrayOptimizers, Backend):
             of_scale = xhat * xp.mean(g * xhat, axis=1, keepdims=True)
             dx[...] = rstd[:, None] * (g - of_mean - of_scale)
 
-    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> None:
+    def batch_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
+    ) -> None:
         xp = self.xp
         mean[...] = xp.mean(x, axis=0)
         centered = x - mean
@@ -147,7 +147,15 @@ class ArrayBackend(ArrayOptimizers, Backend):
         out[...] = (x - mean) * (gamma / self.xp.sqrt(var + eps)) + beta
 
     def batch_norm_track(
-        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+        self,
+        mean: Array,
+        var: Array,
+        state: Array,
+        *,
+        rows: int,
+        momentum: float,
+        running_mean: Array,
+        running_var: Array,
     ) -> None:
         weight = self.xp.where(state[S.BAD_STEP] == 0, momentum, 0.0).astype(mean.dtype)
         unbiased = rows / max(rows - 1, 1)
@@ -179,7 +187,8 @@ class ArrayBackend(ArrayOptimizers, Backend):
         dpred: Array | None,
     ) -> None:
         value, slope = formulas.LOSSES[name]
-        factor = self._mean_factors(weight, *pred.shape, state)
+        rows, columns = pred.shape
+        factor = self._mean_factors(weight, rows, columns, state)
         state[S.LOSS] = (value(self.xp, pred, target, param) * factor).sum(dtype=np.float64)
         if dpred is not None:
             dpred[...] = slope(self.xp, pred, target, param) * factor.astype(pred.dtype)

@@ -187,7 +187,9 @@ class Backend(ABC):
         """Gradients of :meth:`layer_norm`; `dx` may be ``None`` or `dy`."""
 
     @abstractmethod
-    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> None:
+    def batch_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
+    ) -> None:
         """Normalise each column by the batch's own mean and (biased) variance, which are written.
 
         `x`, `out` (n, m); `gamma`, `beta`, `mean`, `var` (m,).
@@ -217,7 +219,15 @@ class Backend(ABC):
 
     @abstractmethod
     def batch_norm_track(
-        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+        self,
+        mean: Array,
+        var: Array,
+        state: Array,
+        *,
+        rows: int,
+        momentum: float,
+        running_mean: Array,
+        running_var: Array,
     ) -> None:
         """``running = (1 - momentum) * running + momentum * batch``, unless a step was bad.
 

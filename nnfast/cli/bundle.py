@@ -55,20 +55,20 @@ class Bundle:
         self.model.save(path, extra={KEY: own})
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
-        """Read a model file that ``nnfast train`` wrote.
+    def load(cls, path: str | Path, device: str) -> Bundle:
+        """Read a model file that ``nnfast train`` wrote, for use on `device`.
 
         Raises
         ------
         CheckpointError
             If the file is damaged, or was not written by ``nnfast train``.
         """
-        import nnfast as nf
+        from ..model import load
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
-        model = nf.load(path)
-        own = model.extra.get(KEY) if isinstance(model.extra, dict) else None
+        model = load(path, device=device)
+        own = model.extra.get(KEY)
         if not isinstance(own, dict):
             raise CheckpointError(f"{path} has no preprocessing: it was saved by a program, not by 'nnfast train'")
         return cls(
@@ -109,7 +109,7 @@ class Bundle:
     @property
     def dtype(self) -> Any:
         """The dtype of encoded inputs: float64 for a float64 model, else float32."""
-        return np.float64 if str(getattr(self.model, "dtype", "float32")) == "float64" else np.float32
+        return np.float64 if np.dtype(self.model.dtype) == np.float64 else np.float32
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predictions for encoded inputs, in the labels or the units of the training data."""
@@ -121,7 +121,9 @@ class Bundle:
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Probability of each class for encoded inputs, (n, C)."""
         if not isinstance(self.preprocessor.target, ClassTarget):
-            raise DataError("probabilities are for classification; this model predicts numbers")
+            raise DataError("this model predicts numbers; probabilities are for classification")
+        if self.model.loss.link is None:
+            raise DataError("this model was trained with the hinge loss, which gives no probabilities")
         p = np.asarray(self.model.predict_proba(x), np.float64).reshape(len(x), -1)
         return np.concatenate([1.0 - p, p], axis=1) if p.shape[1] == 1 else p
 
@@ -173,9 +175,9 @@ def device_line(asked: str | None) -> tuple[str, str]:
     """
     import os
 
-    import nnfast as nf
+    from ..devices import available_devices, get_backend
 
-    device = nf.get_backend(asked).device
+    device = get_backend(asked).device
     chosen, source = (asked or "auto").strip().lower(), "asked for"
     if chosen == "auto" and os.environ.get("NNFAST_DEVICE", "").strip():
         chosen, source = os.environ["NNFAST_DEVICE"].strip().lower(), "set by NNFAST_DEVICE"
@@ -183,7 +185,7 @@ def device_line(asked: str | None) -> tuple[str, str]:
         return device, source
     if device.startswith("cuda"):
         return device, "auto: a GPU is usable"
-    reasons = nf.available_devices()
+    reasons = available_devices()
     parts = [f"no cuda: {reasons['cuda']}"] if chosen == "auto" and reasons.get("cuda") else []
     parts += [f"no numba: {reasons['numba']}"] if device == "numpy" and reasons.get("numba") else []
     return device, f"{chosen}: {'; '.join(parts)}" if parts else chosen

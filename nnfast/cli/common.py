@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -84,19 +84,20 @@ def emit_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(finite(value), allow_nan=False))
 
 
-def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None, title: str | None = None) -> None:
-    """Print rows as an aligned table, as wide as the terminal or, in a file, as wide as it needs."""
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> None:
+    """Print rows as an aligned table, as wide as the terminal or, in a file, as wide as it needs to be."""
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=None, show_header=header is not None, title_justify="left", pad_edge=False)
-    rows = [list(row) for row in rows]
-    width = len(header) if header else max((len(row) for row in rows), default=0)
-    for i in range(width):
+    table = Table(box=None, show_header=header is not None, pad_edge=False)
+    for i in range(len(header or rows[0])):
         table.add_column(header[i] if header else None, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(table)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())  # rich pads each line up to the width of the table

@@ -21,8 +21,8 @@ def command(model: str, data: str, target: str | None, device: str | None, as_js
     """
     from .bundle import Bundle, device_line
 
-    bundle = Bundle.load(model)
     used, why = device_line(device)
+    bundle = Bundle.load(model, used)
     inputs, y = bundle.read(data, target=target, need_target=True)
     assert y is not None  # load() has made sure
     x = bundle.transform(inputs)

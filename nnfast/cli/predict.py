@@ -31,8 +31,8 @@ def command(model: str, data: str, out: str | None, proba: bool, device: str | N
     from .bundle import Bundle, device_line
 
     path = None if out is None else _checked(out)
-    bundle = Bundle.load(model)
     used, _ = device_line(device)
+    bundle = Bundle.load(model, used)
     inputs, _ = bundle.read(data, need_target=False)
     x = bundle.transform(inputs)
     predictions = bundle.predict(x)

@@ -114,7 +114,7 @@ class Optimizer:
         names: list[str] = []
         for kind in type(self).__mro__:
             if "__init__" in vars(kind) and kind is not object:
-                parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+                parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
                 names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
         arguments = {name: getattr(self, name) for name in names if name != "lr"}
         return {"name": type(self).__name__, "lr": schedules.describe(self.lr), **arguments}

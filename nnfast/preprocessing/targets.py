@@ -32,7 +32,7 @@ class ClassTarget:
 
     @classmethod
     def fit(cls, y: np.ndarray, names: Sequence[str] | None = None) -> ClassTarget:
-        classes: Any = tuple(sorted(set(y.tolist())))
+        classes: Any = tuple(sorted(set(y.tolist()))) if y.ndim == 1 else ()
         if y.ndim != 1 or not all(isinstance(c, int | str) for c in classes):
             raise DataError(
                 f"class labels must be one column of whole numbers or text, not {y.dtype} of shape {y.shape}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LearningRateLogger", "ModelCheckpoint", "StopOnNonFinite"]
 
@@ -21,13 +21,13 @@ class Callback:
 
     Attributes
     ----------
-    model : Sequential
+    model : Network
         The model in training.
     """
 
-    model: Sequential
+    model: Network
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         """Before the first epoch."""
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -39,7 +39,7 @@ class Callback:
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch, with all its numbers; what is added to `logs` goes into the history."""
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Network) -> None:
         """After the last epoch, however training ended."""
 
 
@@ -104,7 +104,7 @@ class EarlyStopping(Callback):
         self.restore_best = restore_best
         self.best_epoch = self.stopped_epoch = 0
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         self._best = _Best(self.monitor, self.mode, self.min_delta)
         self._weights: dict[str, Any] | None = None
         self._waited = 0
@@ -121,7 +121,7 @@ class EarlyStopping(Callback):
             self.stopped_epoch = epoch
             self.model.stop_training = True
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Network) -> None:
         if self._weights is not None:
             model.set_weights(self._weights)
             self._weights = None
@@ -147,7 +147,7 @@ class ModelCheckpoint(Callback):
     ) -> None:
         self.path, self.monitor, self.mode, self.save_best_only = str(path), monitor, mode, save_best_only
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         self._best = _Best(self.monitor, self.mode)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -169,7 +169,7 @@ class CSVLogger(Callback):
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
         self.path, self.append = Path(path), append
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         self._names: list[str] | None = None
         if self.append and self.path.exists():
             with self.path.open(newline="") as file:
@@ -189,7 +189,7 @@ class CSVLogger(Callback):
 class LearningRateLogger(Callback):
     """Keep the learning rate of every step in ``self.rates``."""
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         self.rates: list[float] = []
 
     def on_step_end(self, step: int, logs: dict[str, float]) -> None:
@@ -205,5 +205,5 @@ class StopOnNonFinite(Callback):
     def __init__(self) -> None:
         self.step: int | None = None
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Network) -> None:
         self.step = None

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from ..layers.base import Layer
 from .engine import TrainingState
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
+
+    _Model = TypeVar("_Model", bound=Network)
 
 __all__ = ["load", "save"]
 
@@ -41,14 +43,13 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
-def save(model: Sequential, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
+def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
     """Write `model` to `path`; see ``Sequential.save``."""
     from safetensors.numpy import save_file
 
     params, state = model.parameters, model.training_state
     header: dict[str, Any] = {
         "format": FORMAT,
-        "class": type(model).__name__,
         "layers": [
             {"class": type(built.layer).__name__, "name": built.name, "config": built.layer.config()}
             for built in model.built
@@ -121,10 +122,8 @@ def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path
         raise CheckpointError(f"{path}: the {what} {kind!r} cannot be made from {config}: {error}") from error
 
 
-def load(path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> Sequential:
-    """Read a model; see :func:`nnfast.load`."""
-    from ..model import Sequential
-
+def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> _Model:
+    """Read a model of class `kind`; see :func:`nnfast.load`."""
     path = Path(path)
     header, tensors = _read(path)
     custom = dict(custom or {})
@@ -134,7 +133,7 @@ def load(path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> Sequ
             layer = _resolve(entry, {**layers_module.TABLE, **custom}, "layer", path)
             layer.name = entry["name"]
             chain.append(layer)
-        model = Sequential(chain)
+        model = kind(chain)
         if header["loss"] is not None:
             model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
         training = header["training"]
@@ -156,7 +155,7 @@ def load(path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> Sequ
     return model
 
 
-def _fill(model: Sequential, training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
+def _fill(model: Network, training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
     params = model.parameters
     flats = [*training["slots"], *(["average"] if training["average"] else [])]
     shapes = {e.key: e.spec.shape for e in (*params.entries, *params.buffer_entries)}

@@ -18,7 +18,7 @@ from ..optimizers import Optimizer
 from ..plan import Plan, without_link
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
 
 __all__ = ["Engine", "TrainingState"]
 
@@ -57,7 +57,7 @@ class Engine:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Built; its weights move to `backend` and `dtype`.
     loss : Loss
     optimizer : Optimizer
@@ -76,7 +76,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Network,
         loss: Loss,
         optimizer: Optimizer,
         backend: Backend,

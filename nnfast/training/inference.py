@@ -15,7 +15,7 @@ from ..losses import Loss, name_of
 from ..plan import Plan, PlanLayout, without_link
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
 
 __all__ = ["PlanPool", "forward"]
 
@@ -39,11 +39,13 @@ class PlanPool:
 
     @contextmanager
     def borrow(
-        self, model: Sequential, batch: int, loss: Loss | None, target: Any, weighted: bool
+        self, model: Network, batch: int, loss: Loss | None, target: Any, weighted: bool
     ) -> Iterator[Plan]:
         """A plan for these sizes that nobody else uses meanwhile."""
         params = model.parameters
-        described = None if loss is None else (name_of(loss), repr(loss.config()), loss if not loss.replayable else None)
+        described: Any = loss  # a loss of the user's own may hold anything: it is its own key
+        if loss is not None and loss.replayable:
+            described = (name_of(loss), repr(loss.config()))
         key = (batch, described, repr(target), weighted)
         with self._lock:
             plans = self._idle.get(key, [])
@@ -60,7 +62,7 @@ class PlanPool:
                     del self._idle[next(iter(self._idle))]
 
 
-def chunk_rows(model: Sequential, rows: int, batch_size: int | None) -> int:
+def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
     """Rows of a chunk: the user's number, or what keeps the activations within bounds."""
     if batch_size is not None:
         return min(batch_size, max(rows, 1))
@@ -71,7 +73,7 @@ def chunk_rows(model: Sequential, rows: int, batch_size: int | None) -> int:
 
 
 def forward(
-    model: Sequential,
+    model: Network,
     x: Array,
     *,
     loss: Loss | None = None,

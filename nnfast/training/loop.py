@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import metrics as metrics_module
-from .. import random
 from ..backends.base import Backend
 from ..kernels import step_state as S
 from ..losses import Loss
@@ -27,7 +26,7 @@ from .progress import Progress
 from .sources import BatchSource, ResidentSource, Source, StreamedSource
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
 
 __all__ = ["Validation", "fit"]
 
@@ -67,7 +66,7 @@ class Validation:
     """A checked validation set, evaluated after each epoch."""
 
     def __init__(
-        self, model: Sequential, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any
+        self, model: Network, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any
     ) -> None:
         x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
         data.check_inputs(x, model.in_shape, "validation X")
@@ -80,7 +79,7 @@ class Validation:
         self.target = loss.targets(y, model.out_shape, dtype)
         self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
 
-    def evaluate(self, model: Sequential, batch_size: int | None = None) -> dict[str, float]:
+    def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
         """Loss and metrics, by name."""
         outputs, loss = forward(
             model,
@@ -114,7 +113,7 @@ def _fits(backend: Backend, x: np.ndarray, dtype: Any) -> bool:
 
 
 def fit(
-    model: Sequential,
+    model: Network,
     x: Any,
     y: Any,
     *,
@@ -142,9 +141,10 @@ def fit(
                 raise ValueError("validation_split needs arrays; give validation_data beside an iterable of batches")
             if sample_weight is not None:
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
-            source: Source = BatchSource(x, loss, class_weight, dtype)
-            model.prepare(source.in_shape, seed)
-            source.expect(model.out_shape)
+            batches = BatchSource(x, loss, class_weight, dtype)
+            model.prepare(batches.in_shape, seed)
+            batches.expect(model.out_shape)
+            source: Source = batches
         else:
             x, y = _checked_arrays(model, backend, x, y)
             model.prepare(x.shape[1:], seed)
@@ -163,7 +163,8 @@ def fit(
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
                 raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
-            validation = Validation(model, *validation_data[:2], (*validation_data, None)[2], loss, metric_list, dtype)
+            held_x, held_y, held_weight = (*validation_data, None)[:3]
+            validation = Validation(model, held_x, held_y, held_weight, loss, metric_list, dtype)
         engine = Engine(
             model,
             loss,
@@ -179,7 +180,7 @@ def fit(
     return _Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
 
 
-def _checked_arrays(model: Sequential, backend: Backend, x: Any, y: Any) -> tuple[Any, np.ndarray]:
+def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any) -> tuple[Any, np.ndarray]:
     """Inputs, which stay on a GPU if they are there and the backend is, and targets on the host."""
     if y is None:
         raise TypeError("y is missing; only an iterable of (x, y) batches goes without it")
@@ -203,7 +204,7 @@ class _Run:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Network,
         engine: Engine,
         source: Source,
         validation: Validation | None,
@@ -304,14 +305,3 @@ class _Run:
             for callback in self.callbacks:
                 callback.on_step_end(self.engine.step, logs)
         return bool(self.interrupt.pressed or state[S.BAD_STEP] or (self.each_step and self.model.stop_training))
-
-
-def checked_seed(seed: int | None) -> int:
-    """The user's seed, checked, or a fresh one."""
-    if seed is None:
-        return random.fresh_seed()
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be an integer or None, not {type(seed).__name__}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    return int(seed)

@@ -75,8 +75,8 @@ class ArraySource(Source):
 
     def order_of(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of epoch `epoch`."""
-        assert self.rows is not None
-        return random.permutation(self.seed, epoch, self.rows) if self.shuffle else np.arange(self.rows)
+        rows = len(self.y)
+        return random.permutation(self.seed, epoch, rows) if self.shuffle else np.arange(rows)
 
 
 class ResidentSource(ArraySource):

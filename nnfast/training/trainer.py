@@ -14,7 +14,7 @@ from . import data
 from .engine import Engine
 
 if TYPE_CHECKING:
-    from ..model import Sequential
+    from ..network import Network
 
 __all__ = ["Trainer"]
 
@@ -24,7 +24,7 @@ class Trainer:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Built, or built from the first batch.
     loss : str or Loss
         What to minimise.
@@ -48,7 +48,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Network,
         loss: str | losses.Loss,
         optimizer: str | optimizers.Optimizer = "adam",
         *,

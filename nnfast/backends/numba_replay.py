@@ -1,0 +1,55 @@
+"""A step recorded by the Numba backend: native segments, with calls of Python between them where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..kernels.cpu.driver import Call, Program
+from .base import Backend, Replay
+
+Callback = Callable[[Any], None]
+
+
+class NumbaReplay(Replay):
+    """The recorded calls. Without Python in them, any number of steps is one native call.
+
+    Parameters
+    ----------
+    backend : Backend
+        Passed to the recorded Python functions.
+    record : list
+        Kernel calls and Python functions, in order.
+    """
+
+    def __init__(self, backend: Backend, record: list[Call | Callback]) -> None:
+        self._backend = backend
+        self._parts: list[Program | Callback] = []
+        calls: list[Call] = []
+        for item in record:
+            if isinstance(item, Call):
+                calls.append(item)
+                continue
+            if calls:
+                self._parts.append(Program(calls))
+                calls = []
+            self._parts.append(item)
+        if calls:
+            self._parts.append(Program(calls))
+
+    @property
+    def native(self) -> bool:
+        """Whether the whole step runs without Python."""
+        return all(isinstance(part, Program) for part in self._parts)
+
+    def run(self, steps: int = 1) -> None:
+        """Do the recorded work `steps` times, on the same addresses."""
+        if len(self._parts) == 1 and isinstance(self._parts[0], Program):
+            self._parts[0].run(steps)
+            return
+        for _ in range(steps):
+            for part in self._parts:
+                if isinstance(part, Program):
+                    part.run()
+                else:
+                    part(self._backend)
