@@ -45,6 +45,7 @@ _NAMES = {
         "training.callbacks",
     ),
     "NeuralNetwork": "scratch",
+    "WeightPath": "plotting",
     **dict.fromkeys(
         ("NNFastError", "DeviceUnavailable", "NonFiniteError", "CheckpointError", "DataError", "NotBuiltError"),
         "errors",
@@ -69,7 +70,7 @@ _MODULES = frozenset(
     }
 )
 
-__all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_NAMES, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from .devices import available_devices, get_backend
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     )
     from .model import Sequential, load
     from .optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RMSprop
+    from .plotting import WeightPath
     from .scratch import NeuralNetwork
     from .training.callbacks import (
         Callback,

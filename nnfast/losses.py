@@ -135,9 +135,11 @@ def _float_targets(y: np.ndarray, out_shape: Shape, dtype: Any, who: str) -> np.
     y = np.asarray(y).reshape(y.shape[0], size)
     if y.dtype.kind not in "fiub":
         raise TypeError(f"{who}: targets must be numbers, not {y.dtype}")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"{who}: targets contain NaN or infinity, first in row {_first_bad_row(y)}")
-    return np.ascontiguousarray(y, dtype)
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(y, dtype)
+    if not np.isfinite(converted).all():
+        raise ValueError(f"{who}: targets contain NaN or infinity as {dtype}, first in row {_first_bad_row(converted)}")
+    return converted
 
 
 def _first_bad_row(y: np.ndarray) -> int:

@@ -25,6 +25,7 @@ from .training.summary import Summary
 __all__ = ["Network"]
 
 _DTYPES = ("float32", "float64")
+_UNKNOWN_INPUT = "its input size is not known; call fit, or build(in_shape), or give the first layer in_features="
 
 
 class Network:
@@ -59,10 +60,7 @@ class Network:
 
     def _need_built(self) -> None:
         if not self.is_built:
-            raise NotBuiltError(
-                "the model has no weights yet, since its input size is not known: call fit, or "
-                "build(in_shape), or give the first layer in_features="
-            )
+            raise NotBuiltError(f"the model has no weights yet: {_UNKNOWN_INPUT}")
 
     @property
     def built(self) -> list[Built]:
@@ -148,9 +146,8 @@ class Network:
         if in_shape is None:
             first = self.layers[0]
             in_shape = first.in_shape if isinstance(first, Dense) else None
-            self._parameters = None if in_shape is None else self._parameters
             if in_shape is None:
-                self._need_built()
+                raise NotBuiltError(_UNKNOWN_INPUT)
         shape = (in_shape,) if isinstance(in_shape, (int, np.integer)) else tuple(in_shape or ())
         shape = tuple(positive_int(n, "each number of in_shape") for n in shape)
         built = build_chain(self.layers, shape)
@@ -175,10 +172,13 @@ class Network:
     def unbuilt_on_error(self) -> Iterator[None]:
         """If the block fails, a model that it built is not built again: bad data leave no trace."""
         built = self.is_built
+        seed = self.training_state.seed if built else 0
         try:
             yield
         except BaseException:
-            if not built:
+            if built:
+                self.training_state.seed = seed
+            else:
                 self._built, self._parameters, self._training_state = [], None, None
             raise
 

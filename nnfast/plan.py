@@ -31,11 +31,11 @@ def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
     Cross-entropy of a softmax and binary cross-entropy of a sigmoid are computed from the logits, which
     is exact where probabilities would round to 0 or 1.
     """
-    if loss is None or loss.link is None or len(built) < 2:
+    if loss is None or loss.link is None:
         return built
     last = built[-1]
     if isinstance(last.layer, Activation) and last.layer.activation.name == loss.link:
-        return built[:-1]
+        return built[:-1] or [replace(last, layer=Activation("identity"))]
     if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
         return [*built[:-1], replace(last, layer=last.layer.without_activation())]
     return built

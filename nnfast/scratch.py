@@ -311,7 +311,8 @@ class NeuralNetwork:
             self._bk.act("sigmoid", b["z_1"], out=s_1)
             self._bk.act("sigmoid", b["z_2"], out=s_2)
         self._set_rate(rate)
-        self._backward(self._bk, s_1, s_2)
+        with np.errstate(all="ignore"):  # what is not finite is reported by _loss
+            self._backward(self._bk, s_1, s_2)
         self._loss("step")
 
     def train(self, X: Any, y: Any, epochs: int, learning_rate: float, verbose: int = 1) -> None:
@@ -349,10 +350,9 @@ class NeuralNetwork:
         self._bk.copy(X, out=self._batch["x"])
         self._bk.copy(y, out=self._batch["y"])
         if self._replay is None:
-            kept = np.array(self._bk.to_numpy(self._flat_param))
-            self._set_rate(0.0)
-            self._replay = self._bk.capture(self._step)
-            self._bk.copy(kept, out=self._flat_param)  # the recording may have done the step
+            self._set_rate(0.0)  # the recording may do the step: without a rate it changes no weight
+            with np.errstate(all="ignore"):
+                self._replay = self._bk.capture(self._step)
         self._set_rate(rate)
         self._fed, self._edited = True, False
         done, run = 0, 1
@@ -360,7 +360,8 @@ class NeuralNetwork:
             to_print = verbose - done % verbose if verbose else epochs
             steps = min(run, to_print, epochs - done)
             began = time.perf_counter()
-            self._replay.run(steps)
+            with np.errstate(all="ignore"):  # what is not finite is reported by _loss
+                self._replay.run(steps)
             loss = self._loss("epoch")
             if steps == run and time.perf_counter() - began < _RESPONSE / 2:
                 run = min(2 * run, _MAX_RUN)

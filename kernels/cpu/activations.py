@@ -319,7 +319,8 @@ def _tile_kernel(template: Any, name: str, dtype: Any, side: int) -> int:
         apply = function(whole, dtype, **names)
     else:
         # The pointwise function is part of the applied one's name, as functions are kept by name
-        pointwise = function(POINTWISE[name][side], dtype, **names)
+        # exact: reordered, mish's z * (n / (n + 2)) becomes z * n / (n + 2), which overflows
+        pointwise = function(POINTWISE[name][side], dtype, exact=True, **names)
         apply = function(
             (apply_pointwise, slope_pointwise)[side], dtype, name, **{("VALUE", "SLOPE")[side]: pointwise}
         )

@@ -30,6 +30,11 @@ class Call:
     blas: bool = False
     keep: tuple[Any, ...] = field(default=(), repr=False)
 
+    def __post_init__(self) -> None:
+        # The kernel reads the bits: an integer among the parameters must not make the record one of integers
+        self.ints = np.ascontiguousarray(self.ints, np.int64)
+        self.floats = np.ascontiguousarray(self.floats, np.float64)
+
 
 def _serial(calls, steps):
     for _ in range(steps):

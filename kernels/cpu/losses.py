@@ -111,10 +111,10 @@ def elementwise(I, F, task):
         p, t = ptr(I[0] + offset), ptr(I[1] + offset)
         factor = 1.0 / count
         if I[2] != 0:
-            factor = float(ptr(I[2])[first + r]) / count
+            factor = D(ptr(I[2])[first + r]) / count
         part = 0.0
         for j in range(n):
-            part += float(VALUE(p[j], t[j], param))
+            part += D(VALUE(p[j], t[j], param))
         loss += part * factor
         if I[3] != 0:
             d = ptr(I[3] + offset)
@@ -189,8 +189,8 @@ def softmax_cross_entropy(I, F, task):
                 total += p[j]
             factor = 1.0 / total_weight
             if I[3] != 0:
-                factor = float(ptr(I[3])[row]) / total_weight
-            loss += factor * (float(mass[i]) * log(float(total)) - float(dot[i]))
+                factor = D(ptr(I[3])[row]) / total_weight
+            loss += factor * (D(mass[i]) * log(D(total)) - D(dot[i]))
             if I[4] != 0:
                 d_row = ptr(I[4] + row * c * T_SIZE)
                 f = T(factor)
@@ -239,7 +239,7 @@ def elementwise_calls(
     tile, tasks = tuning.row_chunks(rows, columns, threads.count())
     parts, after = _loss_parts(state, tasks)
     names = scalar.names(dtype)
-    value, slope = (function(f, dtype, **names) for f in LOSSES[name])
+    value, slope = (function(f, dtype, exact=True, **names) for f in LOSSES[name])
     ints = np.array(
         [
             pred.ctypes.data, target.ctypes.data, _address(weight), _address(dpred), rows, columns, tile,

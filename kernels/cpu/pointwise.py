@@ -75,7 +75,7 @@ def squares(I, F, task):
     x = ptr(I[0] + first * T_SIZE)
     total = 0.0
     for i in range(min(I[2], I[1] - first)):
-        v = float(x[i])
+        v = D(x[i])
         total += v * v
     pointer_f64(I[3])[task] = total
 

@@ -41,12 +41,16 @@ def copy_of(template: Callable[..., Any], name: str, names: dict[str, Any]) -> F
 
 
 def scalar_names(dtype: np.dtype[Any]) -> dict[str, Any]:
-    """``T`` (the type), ``ptr`` (address to pointer) and ``T_SIZE`` (bytes) for templates that work on `dtype`."""
+    """``T`` (the type), ``ptr`` (address to pointer), ``T_SIZE`` (bytes) and ``D`` for templates on `dtype`.
+
+    ``D`` is float64: in Numba ``float(x)`` of a float32 stays one.
+    """
     single = dtype == np.float32
     return {
         "T": types.float32 if single else types.float64,
         "ptr": intrinsics.pointer_f32 if single else intrinsics.pointer_f64,
         "T_SIZE": dtype.itemsize,
+        "D": types.float64,
     }
 
 

@@ -55,7 +55,7 @@ def batch_weight(I, F, task):
     weight = ptr(I[1])  # noqa: F821
     total = 0.0
     for i in range(I[2]):
-        total += float(weight[i])
+        total += D(weight[i])
     state[S.BATCH_WEIGHT] = total
 
 

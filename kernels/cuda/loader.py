@@ -202,7 +202,7 @@ class Kernels:
         Enough chunks to fill the device, but none of fewer than 64 rows: with one chunk the sum is
         done, with more it needs a second pass.
         """
-        tiles = -(-columns // 32)
+        tiles = max(1, -(-columns // 32))
         chunks = max(1, min(self.most_blocks // tiles, -(-rows // 64)))
         rows_per_chunk = max(1, -(-rows // chunks))
         return (tiles, max(1, -(-rows // rows_per_chunk))), (32, 8), rows_per_chunk

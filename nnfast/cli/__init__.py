@@ -73,6 +73,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            # NumPy's "overflow encountered in matmul": a loss that is not finite has its own error
+            warnings.filterwarnings("ignore", message=".* encountered in ", category=RuntimeWarning)
             result = cli.main(args, prog_name="nnfast", standalone_mode=False, obj=settings)
             sys.stdout.flush()
     except click.Abort:

@@ -124,7 +124,7 @@ class Bundle:
             raise DataError("this model predicts numbers; probabilities are for classification")
         if self.model.loss.link is None:
             raise DataError("this model was trained with the hinge loss, which gives no probabilities")
-        p = np.asarray(self.model.predict_proba(x), np.float64).reshape(len(x), -1)
+        p = self.model.predict_proba(x).reshape(len(x), -1)
         return np.concatenate([1.0 - p, p], axis=1) if p.shape[1] == 1 else p
 
     def metrics(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 __all__ = [
+    "check_writable",
     "device_option",
     "echo",
     "emit_json",
@@ -23,14 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def version() -> str:
-    """The installed version of nnfast."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    """The version of nnfast."""
+    from .. import __version__
 
-    try:
-        return installed("nnfast")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
+    return __version__
 
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -77,6 +76,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether a file could be written in the end.
+
+    Raises
+    ------
+    OSError
+        If its folder is missing, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the folder {path.parent} is not writable")
 
 
 def emit_json(value: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import device_option, echo, emit_json, output_options, version
+from .common import check_writable, device_option, echo, emit_json, output_options, version
 
 ENDINGS = (".csv", ".npy", ".parquet")
 
@@ -69,8 +69,7 @@ def _checked(out: str) -> Path:
     path = Path(out)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"--out {out}: the ending must be one of {', '.join(ENDINGS)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    check_writable(path)
     return path
 
 
@@ -81,8 +80,8 @@ def _csv(columns: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    # tolist() gives Python numbers, whose text is the shortest that reads back as the same number
-    writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    # a NumPy number's text is the shortest that reads back as the same number of its precision
+    writer.writerows(zip(*(map(str, column) for column in columns.values()), strict=True))
     return text.getvalue()
 
 
@@ -105,4 +104,8 @@ def _write(path: Path, columns: dict[str, Any], array: Any) -> None:
         elif ending == ".npy":
             np.save(temporary, array, allow_pickle=False)
         else:
-            pq.write_table(pa.table({name: pa.array(column.tolist()) for name, column in columns.items()}), temporary)
+            pq.write_table(pa.table({name: _arrow(pa, column) for name, column in columns.items()}), temporary)
+
+
+def _arrow(pa: Any, column: Any) -> Any:
+    return pa.array(column.tolist() if column.dtype.kind == "U" else column)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import device_option, echo, emit_json, output_options, print_table, version
+from .common import check_writable, device_option, echo, emit_json, output_options, print_table, version
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -186,17 +186,15 @@ def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tup
     stem = Path(name).name.split(".")[0] or "model"
     model = Path(out) if out else None if no_save else Path(f"{stem}.safetensors")
     picture = Path(plot) if plot else None
-    if picture is None and not no_save and can_draw:
-        picture = (model or Path(stem)).with_suffix(".png")
-    if plot and Path(plot).suffix.lower() not in PICTURES:
+    if picture is not None and picture.suffix.lower() not in PICTURES:
         raise ValueError(f"--plot {plot}: the ending must be one of {', '.join(PICTURES)}")
-    if plot and not can_draw:
+    if picture is not None and not can_draw:
         raise ImportError("--plot needs matplotlib: pip install matplotlib")
     for path in (model, picture):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
-        if path is not None and path.is_dir():
-            raise IsADirectoryError(f"cannot write {path}: it is a folder")
+        if path is not None:
+            check_writable(path)
+    if picture is None and can_draw and model is not None and not no_save:
+        picture = model.with_suffix(".png")
     return model, picture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import activations
+from .. import activations, initializers
 from ..backends.base import Array, Backend
 from .base import BuildContext, Layer, Shape, positive_int, rows
 
@@ -57,8 +57,9 @@ class Dense(Layer):
         self.units = positive_int(units, "Dense: units")
         self.activation = activations.get(activation)
         self.bias = bool(bias)
-        self.initializer = initializer
-        self.bias_initializer = bias_initializer
+        # A function gets a description, under which a model file names it
+        self.initializer = initializers.get(initializer) if callable(initializer) else initializer
+        self.bias_initializer = initializers.get(bias_initializer) if callable(bias_initializer) else bias_initializer
         self.in_features = None if in_features is None else positive_int(in_features, "Dense: in_features")
         self.name = name
 

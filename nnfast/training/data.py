@@ -35,6 +35,8 @@ def as_array(x: Any, what: str) -> np.ndarray:
     ValueError
         If nested sequences are ragged, or there is no row axis.
     """
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(f"{what} is a masked array with masked elements; fill them first")
     if isinstance(x, np.ndarray):
         array = x
     elif hasattr(x, "__cuda_array_interface__") and hasattr(x, "get"):
@@ -62,18 +64,20 @@ def on_gpu(x: Any) -> bool:
     return hasattr(x, "__cuda_array_interface__")
 
 
-def check_finite(x: np.ndarray, what: str) -> None:
-    """Raise ``ValueError`` naming the first row of `x` that holds NaN or infinity."""
+def check_finite(x: np.ndarray, what: str, dtype: Any = None) -> None:
+    """Raise ``ValueError`` naming the first row of `x` that holds NaN or infinity, or would as `dtype`."""
     if x.dtype.kind != "f" or x.size == 0:
         return
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
     rows = max(1, _CHUNK_BYTES // max(1, x.nbytes // x.shape[0]))
     for start in range(0, x.shape[0], rows):
-        finite = np.isfinite(x[start : start + rows])
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x[start : start + rows].astype(dtype, copy=False))
         if not finite.all():
             row, *place = np.argwhere(~finite)[0]
             value = x[(start + row, *place)]
             where = f"row {start + row}" + (f", column {', '.join(map(str, place))}" if place else "")
-            raise ValueError(f"{what} contains {value} at {where}; training needs finite numbers")
+            raise ValueError(f"{what} contains {value} at {where}; training needs numbers that are finite as {dtype}")
 
 
 def check_inputs(x: np.ndarray, in_shape: tuple[int, ...] | None, what: str = "X") -> None:
@@ -116,7 +120,7 @@ def sample_weights(
         weight = np.array(as_array(sample_weight, "sample_weight"), np.float64)
         if weight.shape != (rows,):
             raise ValueError(f"sample_weight must have shape ({rows},), got {weight.shape}")
-        check_finite(weight, "sample_weight")
+        check_finite(weight, "sample_weight", dtype)
         if (weight < 0).any():
             raise ValueError(f"sample_weight must not be negative, row {int(np.argmin(weight))} has {weight.min():g}")
         if not weight.any():

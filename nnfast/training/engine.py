@@ -95,9 +95,10 @@ class Engine:
         if progress.optimizer is None or progress.optimizer["name"] != type(optimizer).__name__:
             # Another optimizer's moments and bias corrections mean nothing to this one
             params.slots, progress.step, progress.carried, progress.schedule = {}, 0, {}, {}
-        progress.optimizer = optimizer.config()
+        before, progress.optimizer = progress.optimizer, optimizer.config()
         self.schedule = optimizer.schedule()
-        self.schedule.load_state_dict(progress.schedule)
+        if progress.schedule and before is not None and before["lr"] == progress.optimizer["lr"]:
+            self.schedule.load_state_dict(progress.schedule)
         self.lr_steps = max(1, lr_steps)
         self.plan = Plan(
             without_link(model.built, loss),
@@ -128,6 +129,14 @@ class Engine:
         """Zero the epoch's sums and go to its first row."""
         for slot in (S.ROW, S.LOSS_SUM, S.WEIGHT_SUM):
             self.set(slot, 0.0)
+
+    def resume(self) -> None:
+        """Go on from where the model stands, which another run, or a step that was bad, may have changed."""
+        self.step = self.progress.step
+        self.set(S.STEP, self.step)
+        for slot, value in self.progress.carried.items():
+            self.set(slot, value)
+        self.forget_rates()
 
     def forget_rates(self) -> None:
         """The schedule has changed its mind: the learning rates that are ready are void."""
@@ -167,9 +176,9 @@ class Engine:
         bad = int(state[S.BAD_STEP])
         self.progress.step = bad - 1 if bad else self.step
         self.progress.carried = {slot: float(state[slot]) for slot in _CARRIED}
+        self.progress.schedule = self.schedule.state_dict()
 
     def finish(self) -> None:
         """Training ends here; the model keeps no part of the plan."""
         self.note(self.read())
-        self.progress.schedule = self.schedule.state_dict()
         self.plan.use_data((), None, None)

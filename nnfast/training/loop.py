@@ -14,7 +14,7 @@ import numpy as np
 from .. import metrics as metrics_module
 from ..backends.base import Backend
 from ..kernels import step_state as S
-from ..losses import Loss
+from ..losses import Hinge, Loss
 from ..optimizers import Optimizer
 from . import data
 from .callbacks import Callback, StopOnNonFinite, watches_steps
@@ -74,7 +74,7 @@ class Validation:
             raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
         if len(x) == 0:
             raise data.EmptyDataError("the validation data have no rows")
-        data.check_finite(x, "validation X")
+        data.check_finite(x, "validation X", dtype)
         self.x, self.loss, self.metrics = x, loss, metrics
         self.target = loss.targets(y, model.out_shape, dtype)
         self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
@@ -100,7 +100,12 @@ def compute_metrics(
     metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, float]:
     """Each metric of predictions made from what the loss starts from."""
-    predicted = through_link(loss.link, outputs.reshape(len(outputs), -1))
+    outputs = outputs.reshape(len(outputs), -1)
+    if isinstance(loss, Hinge):
+        # Metrics know classes 0 and 1 and a threshold of 0.5; the sigmoid puts the margin's 0 there
+        predicted, target = through_link("sigmoid", outputs), (target > 0).astype(np.int64)
+    else:
+        predicted = through_link(loss.link, outputs)
     return {metric.name: float(metric(target, predicted, sample_weight=weight)) for metric in metrics}
 
 
@@ -135,6 +140,8 @@ def fit(
 ) -> History:
     """Train `model`; the arguments are those of ``Sequential.fit``, resolved."""
     metric_list = [metrics_module.get(metric) for metric in metrics]
+    if class_weight is not None and not loss.classification:
+        raise ValueError(f"class_weight needs a loss of classes; the targets of {type(loss).__name__} are none")
     with model.unbuilt_on_error():
         if y is None and data.is_batches(x):
             if validation_split:
@@ -143,10 +150,10 @@ def fit(
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
             batches = BatchSource(x, loss, class_weight, dtype)
             model.prepare(batches.in_shape, seed)
-            batches.expect(model.out_shape)
+            batches.expect(model.in_shape, model.out_shape)
             source: Source = batches
         else:
-            x, y = _checked_arrays(model, backend, x, y)
+            x, y = _checked_arrays(model, backend, x, y, dtype)
             model.prepare(x.shape[1:], seed)
             target = loss.targets(y, model.out_shape, dtype)
             weight = data.sample_weights(sample_weight, class_weight, target, len(y), dtype)
@@ -180,7 +187,7 @@ def fit(
     return _Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
 
 
-def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any) -> tuple[Any, np.ndarray]:
+def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any, dtype: Any) -> tuple[Any, np.ndarray]:
     """Inputs, which stay on a GPU if they are there and the backend is, and targets on the host."""
     if y is None:
         raise TypeError("y is missing; only an iterable of (x, y) batches goes without it")
@@ -195,7 +202,7 @@ def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any) -> tuple[A
     if resident and x.dtype.kind == "f" and not bool(backend.xp.isfinite(x).all()):
         raise ValueError("X contains NaN or infinity; training needs finite numbers")
     if not resident:
-        data.check_finite(x, "X")
+        data.check_finite(x, "X", dtype)
     return x, y
 
 
@@ -243,7 +250,8 @@ class _Run:
             for callback in self.callbacks:
                 callback.on_train_end(model)
         if self.interrupt.pressed:
-            warnings.warn(f"training was {self.history.stopped}", RuntimeWarning, stacklevel=4)
+            stopped = self.history.stopped or "interrupted after its last epoch"
+            warnings.warn(f"training was {stopped}", RuntimeWarning, stacklevel=4)
         return self.history
 
     def _headline(self) -> str:
@@ -278,13 +286,16 @@ class _Run:
         if engine.schedule.adaptive:
             engine.schedule.update(logs.get("val_loss", logs["loss"]))
             engine.forget_rates()
+        engine.note(state)  # a callback may save the model
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
         self.history.append(epoch, logs)
         self.progress.end_epoch(epoch, rows, logs)
-        if model.stop_training and epoch < self.last:
+        if self.interrupt.pressed:
+            self.history.stopped = f"interrupted after epoch {epoch}"
+        elif model.stop_training and epoch < self.last:
             self.history.stopped = f"stopped by a callback after epoch {epoch}"
-        return not model.stop_training
+        return not (model.stop_training or self.interrupt.pressed)
 
     def _bad_step(self, state: np.ndarray) -> bool:
         if not self.quiet:

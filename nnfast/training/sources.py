@@ -116,8 +116,8 @@ class ResidentSource(ArraySource):
                 chunk = max(1, min(steps * 4, int(steps * _PAUSE_SECONDS / seconds)))
         if rest:
             engine.run(rest)
-        if each_step:
-            pause(self.rows)
+            if each_step:
+                pause(self.rows)
         return self.rows
 
     def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -194,9 +194,9 @@ class BatchSource(_FedSource):
         except TypeError:
             self.steps = None
 
-    def expect(self, out_shape: tuple[int, ...]) -> None:
-        """Learn the model's output shape, which says what targets become."""
-        self.out_shape = out_shape
+    def expect(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        """Learn the model's shapes, which say what batches must look like and what targets become."""
+        self.in_shape, self.out_shape = in_shape, out_shape
         _, y, _ = self._checked(self.first)
         self.target = (y.shape[1:], y.dtype)
 
@@ -204,7 +204,7 @@ class BatchSource(_FedSource):
         x, y, weight = data.unpack_batch(item)
         x, y = data.as_array(x, "x of a batch"), data.as_array(y, "y of a batch")
         data.check_inputs(x, self.in_shape, "x of a batch")
-        data.check_finite(x, "x of a batch")
+        data.check_finite(x, "x of a batch", self._dtype)
         if len(x) != len(y):
             raise ValueError(f"a batch has {len(x)} rows of x and {len(y)} of y")
         if len(x) > self.batch:

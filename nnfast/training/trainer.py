@@ -79,6 +79,21 @@ class Trainer:
         )
         engine.set(S.ROW, 0.0)
         self._weighted = weighted
+        self._arrays = self._arrays_of(self.model)
+        return engine
+
+    @staticmethod
+    def _arrays_of(model: Network) -> tuple[Any, ...]:
+        params = model.parameters
+        return params.flat, params.slots, params.average
+
+    def _current(self, x: np.ndarray, target: np.ndarray, weighted: bool) -> Engine:
+        """The engine; a new one where the model was rebuilt, moved or trained in another way meanwhile."""
+        engine = self._engine
+        if engine is None or any(a is not b for a, b in zip(self._arrays, self._arrays_of(self.model), strict=True)):
+            self._engine = engine = self._start(x, target, weighted)
+        elif engine.step != self.model.training_state.step:
+            engine.resume()
         return engine
 
     def step(self, xb: Any, yb: Any, sample_weight: Any = None) -> float:
@@ -101,30 +116,32 @@ class Trainer:
         NonFiniteError
             If the loss is NaN or infinite; the weights are those from before the step.
         ValueError, TypeError
-            If the batch does not fit.
+            If the batch does not fit, or holds NaN or infinity; nothing has changed then.
         """
         x, y = data.as_array(xb, "xb"), data.as_array(yb, "yb")
-        self.model.prepare(x.shape[1:], self._seed)
-        data.check_inputs(x, self.model.in_shape, "xb")
+        data.check_inputs(x, self.model.in_shape if self.model.is_built else None, "xb")
         if len(x) != len(y):
             raise ValueError(f"xb has {len(x)} rows, yb has {len(y)}")
         if len(x) == 0:
             raise data.EmptyDataError("the batch has no rows")
-        target = self.loss.targets(y, self.model.out_shape, self.dtype)
-        weight = data.sample_weights(sample_weight, None, target, len(x), self.dtype)
-        if self._engine is None or self._engine.plan.weights is not self.model.parameters.flat:
-            self._engine = self._start(x, target, weight is not None)
-        engine = self._engine
-        if (weight is not None) != self._weighted:
+        most = self.batch_size if self._engine is None else self._engine.plan.batch
+        if most is not None and len(x) > most:
+            raise ValueError(f"the batch has {len(x)} rows, batch_size is {most}")
+        if self._engine is not None and (sample_weight is not None) != self._weighted:
             raise ValueError("either every step brings sample_weight, or none")
-        if len(x) > engine.plan.batch:
-            raise ValueError(f"the batch has {len(x)} rows, batch_size is {engine.plan.batch}")
+        data.check_finite(x, "xb", self.dtype)
+        with self.model.unbuilt_on_error():
+            self.model.prepare(x.shape[1:], self._seed)
+            target = self.loss.targets(y, self.model.out_shape, self.dtype)
+            weight = data.sample_weights(sample_weight, None, target, len(x), self.dtype)
+            engine = self._current(x, target, weight is not None)
         engine.plan.feed(x, target, weight)
         engine.run(len(x))
         state = engine.read()
         if state[S.BAD_STEP]:
             # The error is raised once; the next step starts from the weights that were kept
             engine.note(state)
+            engine.resume()
             engine.set(S.BAD_STEP, 0.0)
             engine.check(state)
         engine.note(state)

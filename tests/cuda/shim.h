@@ -131,7 +131,7 @@ inline bool run_block() {
             done += fibers[t].state == DONE;
         }
         if (done == threads) return true;
-        for (int w = 0; w < threads; w += 32) moved |= release(w, w + 32, AT_WARP);
+        for (int w = 0; w + 32 <= threads; w += 32) moved |= release(w, w + 32, AT_WARP);
         if (release(0, threads, AT_BLOCK)) {
             moved = true;
             vote_result = vote;
@@ -153,7 +153,7 @@ inline int run(void (*kernel)(void*), void* arguments, const unsigned* shape) {
     blockDim = {shape[3], shape[4], shape[5]};
     threads = (int)(blockDim.x * blockDim.y * blockDim.z);
     int blocks = (int)(gridDim.x * gridDim.y * gridDim.z);
-    if (blocks < 1 || threads < 32 || threads % 32 || threads > MOST_THREADS) {
+    if (blocks < 1 || (threads != 1 && threads % 32) || threads < 1 || threads > MOST_THREADS) {
         fail("launch shape out of range");
         return 1;
     }

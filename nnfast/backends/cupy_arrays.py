@@ -1,0 +1,220 @@
+"""CuPy's memory and CuPy's own operations: everything of the contract without a kernel of ours.
+
+:class:`~nnfast.backends.cupy_backend.CupyBackend` puts the fused kernels on top. With ``fused=False``
+this is what computes; the compositions of ``base.py`` and ``array_backend.py`` then run on CuPy arrays
+and read the step state on the host where they branch on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceUnavailable
+from .array_backend import ArrayBackend
+from .base import Array
+
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def probe(index: int = 0) -> str | None:
+    """Find out whether a CUDA device can be used, down to a real allocation and a write to it.
+
+    Parameters
+    ----------
+    index : int
+        Number of the device.
+
+    Returns
+    -------
+    str or None
+        ``None`` where it can be used, else the reason in one line.
+    """
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return "CuPy is not installed; install the extra cuda13 or cuda12"
+        return f"CuPy does not import: {_first_line(error)}"
+    except Exception as error:  # a broken installation raises anything
+        return f"CuPy does not import: {_first_line(error)}"
+    runtime = cupy.cuda.runtime
+    if getattr(runtime, "is_hip", False):
+        return "this CuPy is built for ROCm; the kernels are CUDA"
+    try:
+        driver, built = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    except Exception as error:
+        return f"the CUDA runtime does not answer: {_first_line(error)}"
+    if driver == 0:
+        return "no NVIDIA driver"
+    if driver // 1000 < built // 1000:
+        return f"the NVIDIA driver supports CUDA {_version(driver)}, CuPy is built for CUDA {_version(built)}"
+    try:
+        count = runtime.getDeviceCount()
+    except Exception as error:
+        return f"no usable GPU: {_first_line(error)}"
+    if count == 0:
+        return "no GPU"
+    if not 0 <= index < count:
+        return f"there is no device {index}; the machine has {count}, numbered from 0"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+        _ = cupy.cuda.cublas.sgemm
+    except Exception as error:  # wheels that are installed without their libraries
+        return f"a CUDA library is missing: {_first_line(error)}"
+    try:
+        with cupy.cuda.Device(index):
+            x = cupy.cuda.alloc(1 << 20)
+            x.memset(0, 1 << 20)
+            cupy.cuda.get_current_stream().synchronize()
+    except Exception as error:
+        return f"device {index} does not allocate memory: {_first_line(error)}"
+    return None
+
+
+class CupyArrays(ArrayBackend):
+    """CuPy arrays on one device, and CuPy's own operations on them.
+
+    Parameters
+    ----------
+    device_index : int
+        Number of the device.
+    fused : bool
+        Whether fused kernels are used, where a subclass has them.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If the device cannot be used; the message gives the reason.
+    """
+
+    name = "cuda"
+
+    def __init__(self, device_index: int = 0, fused: bool = True) -> None:
+        super().__init__(fused)
+        self.device = f"cuda:{device_index}"
+        self._index = device_index
+        self._cupy = self._import_cupy(device_index)
+        self._device = self._cupy.cuda.Device(device_index)
+        self._array_type = self._cupy.ndarray
+        # Scalars of cuBLAS calls are read from host memory
+        self._scalars: dict[tuple[str, float], np.ndarray] = {}
+
+    @staticmethod
+    def _import_cupy(index: int) -> Any:
+        if reason := probe(index):
+            raise DeviceUnavailable(f"device 'cuda:{index}' cannot be used: {reason}")
+        import cupy
+
+        return cupy
+
+    # ---- memory ---------------------------------------------------------------------------------
+    @property
+    def xp(self) -> Any:
+        return self._cupy
+
+    def empty(self, shape: Any, dtype: Any) -> Array:
+        return self._cupy.empty(shape, dtype)  # the pool aligns to 512 bytes
+
+    def zeros(self, shape: Any, dtype: Any) -> Array:
+        return self._cupy.zeros(shape, dtype)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """`x` as a C-contiguous CuPy array on this device.
+
+        Parameters
+        ----------
+        x : array_like
+            A CuPy array (copied where it is on another device), any other array on a CUDA device
+            (``__cuda_array_interface__`` or DLPack), or whatever NumPy understands.
+        dtype : dtype, optional
+            The dtype of the result; that of `x` by default.
+        """
+        cupy = self._cupy
+        if not isinstance(x, self._array_type):
+            if hasattr(x, "__cuda_array_interface__"):
+                x = cupy.asarray(x)
+            elif hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in _DLPACK_CUDA:
+                x = cupy.from_dlpack(x)
+            else:
+                host = np.asarray(x, dtype=dtype)
+                native = host.dtype.newbyteorder("=")
+                return cupy.asarray(np.ascontiguousarray(host, dtype=native).reshape(host.shape))
+        if x.device.id != self._index:
+            # A copy between devices, made by this one
+            x = cupy.asarray(x, dtype=dtype, order="C")
+        return cupy.ascontiguousarray(x, dtype=dtype).reshape(x.shape)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return x.get() if isinstance(x, self._array_type) else np.asarray(x)
+
+    def copy(self, src: Array, *, out: Array) -> None:
+        if isinstance(src, self._array_type):
+            self._cupy.copyto(out, src, casting="same_kind")
+            return
+        src = np.asarray(src)
+        if not np.can_cast(src.dtype, out.dtype, "same_kind"):
+            raise TypeError(f"cannot copy {src.dtype} to {out.dtype} by the rule 'same_kind'")
+        if src.shape != out.shape:
+            src = np.broadcast_to(src, out.shape)
+        out.set(np.ascontiguousarray(src, dtype=out.dtype))
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes; what CuPy's pool holds unused counts as free."""
+        free, total = self._cupy.cuda.runtime.memGetInfo()
+        return free + self._cupy.get_default_memory_pool().free_bytes(), total
+
+    # ---- matrix products ------------------------------------------------------------------------
+    def gemm(
+        self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
+    ) -> None:
+        n, k = a.shape[::-1] if trans_a else a.shape
+        k_b, m = b.shape[::-1] if trans_b else b.shape
+        if k != k_b or out.shape != (n, m):
+            raise ValueError(
+                f"gemm: op(a) is {(n, k)}, op(b) is {(k_b, m)}, out is {out.shape}; expected (n, k), (k, m), (n, m)"
+            )
+        kind = a.dtype.char
+        contiguous = all(x.flags.c_contiguous and x.dtype.char == kind for x in (a, b, out))
+        if kind not in "fd" or not contiguous or 0 in (n, m, k):
+            super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+            return
+        cublas = self._cupy.cuda.cublas
+        call = cublas.sgemm if kind == "f" else cublas.dgemm
+        # cuBLAS counts in columns: out.T = op(b).T @ op(a).T. TF32 is off unless it is asked for.
+        call(
+            self._cupy.cuda.device.get_cublas_handle(),
+            int(trans_b),
+            int(trans_a),
+            m,
+            n,
+            k,
+            self._scalar(kind, 1.0),
+            b.data.ptr,
+            b.shape[1],
+            a.data.ptr,
+            a.shape[1],
+            self._scalar(kind, beta),
+            out.data.ptr,
+            m,
+        )
+
+    def _scalar(self, kind: str, value: float) -> int:
+        """Host address of a number that stays where it is."""
+        key = (kind, value)
+        if key not in self._scalars:
+            self._scalars[key] = np.array([value], kind)
+        return self._scalars[key].ctypes.data

@@ -1,0 +1,315 @@
+"""The CUDA kernels behind layers: activations, linear layers, normalisation, dropout, rows by index.
+
+A method returns ``NotImplemented`` for what its kernel does not support; the backend then uses CuPy's
+own operations.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from .. import activations
+from ..activations import Activation
+from ..kernels.cuda import loader
+from ..random import keep_threshold
+from .base import Array
+
+
+def _same(*arrays: Array | None) -> bool:
+    """Whether the arrays that are there have one shape."""
+    shapes = {x.shape for x in arrays if x is not None}
+    return len(shapes) <= 1
+
+
+class CudaLayers:
+    """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
+
+    _kernels: loader.Kernels
+    _launch: Any
+    _type: Any
+    _scratch: Any
+    _array_type: type
+    gemm: Any
+
+    # ---- elementwise and column sums ------------------------------------------------------------
+    def add(self, x: Array, y: Array, *, out: Array) -> Any:
+        t = self._type(x, y, out)
+        if t is None or not _same(x, y, out):
+            return NotImplemented
+        self._launch("reduce", "add", (t,), self._kernels.flat(x.size), x, y, out, x.size)
+        return None
+
+    def add_bias(self, x: Array, b: Array, *, out: Array) -> Any:
+        t = self._type(x, b, out)
+        if t is None or not _same(x, out) or b.shape != x.shape[-1:]:
+            return NotImplemented
+        self._bias_act(t, activations.get(None), x, b, None, out)
+        return None
+
+    def sum_rows(self, x: Array, *, out: Array) -> Any:
+        t = self._type(x, out)
+        if t is None or x.ndim != 2 or out.shape != x.shape[1:]:
+            return NotImplemented
+        self._act_grad_bias(t, activations.get(None), x, None, None, out)
+        return None
+
+    def act(self, act: str | Activation, z: Array, *, out: Array) -> Any:
+        act = activations.get(act)
+        t = self._type(z, out)
+        if t is None or not _same(z, out) or z.ndim == 0:
+            return NotImplemented
+        if act.name == "softmax":
+            self._rows(t, "softmax", z, z, out)
+        else:
+            self._bias_act(t, act, z, None, None, out)
+        return None
+
+    def act_grad(self, act: str | Activation, dy: Array, saved: Array, *, out: Array) -> Any:
+        act = activations.get(act)
+        t = self._type(dy, saved, out)
+        if t is None or saved is None or not _same(dy, saved, out) or dy.ndim == 0:
+            return NotImplemented
+        if act.name == "softmax":
+            self._rows(t, "softmax_grad", dy, dy, saved, out)
+            return None
+        functor = loader.ACTIVATIONS[act.name]
+        shape = self._kernels.flat(dy.size)
+        self._launch("activation", "act_grad", (t, functor), shape, dy, saved, out, dy.size, act.alpha)
+        return None
+
+    def _rows(self, t: str, kernel: str, like: Array, *arrays: Array) -> None:
+        """A kernel of ``rows.cu`` over the last axis of arrays shaped as `like`."""
+        columns = like.shape[-1]
+        rows = prod(like.shape[:-1])
+        if like.size:
+            self._launch("rows", kernel, (t,), self._kernels.warps(rows), *arrays, rows, columns)
+
+    def _bias_act(self, t: str, act: Activation, x: Array, b: Array | None, z: Array | None, y: Array) -> None:
+        functor = loader.ACTIVATIONS[act.name]
+        shape = self._kernels.flat(x.size)
+        self._launch("activation", "bias_act", (t, functor), shape, x, b, z, y, x.size, x.shape[-1], act.alpha)
+
+    def _act_grad_bias(
+        self, t: str, act: Activation, dy: Array, saved: Array | None, dz: Array | None, db: Array
+    ) -> None:
+        """``dz = dy * f'`` and ``db = dz.sum(0)`` in one reading; without `dz`, ``db = dy.sum(0)``."""
+        rows, columns = dy.shape
+        grid, block, per_chunk = self._kernels.tiles(rows, columns)
+        functor = loader.ACTIVATIONS[act.name]
+        (sums,) = self._chunk_sums(grid[1], db)
+        arguments = (dy, saved, dz, sums, rows, columns, per_chunk, act.alpha)
+        self._launch("activation", "act_grad_bias", (t, functor), (grid, block), *arguments)
+        self._finish_chunks(t, grid[1], (sums, db))
+
+    def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
+        """Where column sums go: straight to `outs`, or to scratch where there is more than one chunk."""
+        if chunks == 1:
+            return outs
+        size = chunks * outs[0].size
+        scratch = self._scratch(f"columns {outs[0].dtype.char}", size * len(outs), outs[0].dtype)
+        return tuple(scratch[i * size : (i + 1) * size] for i in range(len(outs)))
+
+    def _finish_chunks(self, t: str, chunks: int, *pairs: tuple[Array, Array]) -> None:
+        """Add up what :meth:`_chunk_sums` put into scratch."""
+        if chunks == 1:
+            return
+        columns = pairs[0][1].size
+        (blocks,), block = self._kernels.flat(columns, per_thread=1)
+        first, second = pairs[0], pairs[-1]
+        shape = ((blocks, len(pairs)), block)
+        self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns)
+
+    # ---- linear layers --------------------------------------------------------------------------
+    def linear_act(
+        self, x: Array, W: Array, b: Array | None, act: str | Activation, *, out: Array, saved: Array | None = None
+    ) -> Any:
+        act = activations.get(act)
+        t = self._type(x, W, b, out, saved)
+        if t is None or not _same(out, saved) or (b is not None and b.shape != W.shape[1:]):
+            return NotImplemented
+        self.gemm(x, W, out=out)
+        softmax = act.name == "softmax"
+        if b is not None or saved is not None or act.name not in ("identity", "softmax"):
+            self._bias_act(t, activations.get(None) if softmax else act, out, b, saved, out)
+        if softmax:
+            self._rows(t, "softmax", out, out, out)
+        return None
+
+    def linear_act_grad(
+        self,
+        dy: Array,
+        x: Array,
+        W: Array,
+        saved: Array | None,
+        act: str | Activation,
+        *,
+        dx: Array | None,
+        dW: Array,
+        db: Array | None,
+    ) -> Any:
+        act = activations.get(act)
+        t = self._type(dy, x, W, saved, dx, dW, db)
+        plain = act.name == "identity"
+        if t is None or act.name == "softmax" or db is None or (saved is None and not plain):
+            return NotImplemented  # nothing to fuse: the composition calls the kernels one by one
+        if db.shape != dy.shape[1:] or not (plain or _same(dy, saved)):
+            return NotImplemented
+        self._act_grad_bias(t, act, dy, saved, None if plain else dy, db)
+        self.gemm(x, dy, out=dW, trans_a=True)
+        if dx is not None:
+            self.gemm(dy, W, out=dx, trans_b=True)
+        return None
+
+    # ---- random numbers and rows ----------------------------------------------------------------
+    def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
+        t = self._type(x, out)
+        if t is None or not _same(x, out):
+            return NotImplemented
+        shape = self._kernels.flat(x.size)
+        arguments = (x, out, x.size, state, stream, keep_threshold(rate), 1.0 / (1.0 - rate))
+        self._launch("dropout", "dropout", (t,), shape, *arguments)
+        return None
+
+    def _copy_rows(self, kernel: str, src: Array, dst: Array, rows: int, *between: Any) -> Any:
+        """A kernel of ``gather.cu``, in the widest unit that divides a row and fits both addresses."""
+        if src.dtype != dst.dtype or src.shape[1:] != dst.shape[1:]:
+            return NotImplemented
+        if not all(isinstance(x, self._array_type) and x.flags.c_contiguous for x in (src, dst)):
+            return NotImplemented
+        row_bytes = prod(src.shape[1:]) * src.dtype.itemsize
+        if rows == 0 or row_bytes == 0:
+            return None
+        fits = row_bytes | src.data.ptr | dst.data.ptr
+        unit = next(size for size in loader.UNITS if fits % size == 0)
+        units = row_bytes // unit
+        shape = self._kernels.flat(rows * units)
+        self._launch("gather", kernel, (loader.UNITS[unit],), shape, src, *between, dst, rows, units)
+        return None
+
+    def take_rows(self, x: Array, index: Array, *, out: Array) -> Any:
+        if index.dtype.char not in "lq" or not index.flags.c_contiguous or out.shape[:1] != index.shape:
+            return NotImplemented
+        return self._copy_rows("gather_rows", x, out, len(out), index, None)
+
+    def take_batch(self, x: Array, order: Array, state: Array, *, out: Array) -> Any:
+        if order.dtype.char not in "lq" or not order.flags.c_contiguous:
+            return NotImplemented
+        return self._copy_rows("gather_rows", x, out, len(out), order, state)
+
+    def store_batch(self, x: Array, state: Array, *, out: Array) -> Any:
+        if x.dtype != out.dtype:
+            x = x.astype(out.dtype)  # allocates: outputs are kept in the dtype that they have
+        return self._copy_rows("store_rows", x, out, len(x), state)
+
+    def add_at_rows(self, x: Array, index: Array, *, out: Array) -> Any:
+        t = self._type(x, out)
+        if t is None or index.dtype.char not in "lq" or not index.flags.c_contiguous:
+            return NotImplemented
+        if x.shape[1:] != out.shape[1:] or x.shape[:1] != index.shape:
+            return NotImplemented
+        columns = prod(x.shape[1:])
+        self._launch("scatter", "add_at_rows", (t,), self._kernels.warps(len(x)), x, index, out, len(x), columns)
+        return None
+
+    # ---- normalisation --------------------------------------------------------------------------
+    def layer_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
+    ) -> Any:
+        t = self._type(x, gamma, beta, out, mean, rstd)
+        if t is None or not _fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
+            return NotImplemented
+        shape = self._kernels.warps(len(x))
+        self._launch("layer_norm", "layer_norm", (t,), shape, x, gamma, beta, out, mean, rstd, *x.shape, float(eps))
+        return None
+
+    def layer_norm_grad(
+        self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
+    ) -> Any:
+        t = self._type(dy, x, gamma, mean, rstd, dx, dgamma, dbeta)
+        if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
+            return NotImplemented
+        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        sums = self._chunk_sums(grid[1], dgamma, dbeta)
+        arguments = (dy, x, mean, rstd, *sums, *x.shape, per_chunk)
+        self._launch("layer_norm", "layer_norm_dparam", (t,), (grid, block), *arguments)
+        self._finish_chunks(t, grid[1], (sums[0], dgamma), (sums[1], dbeta))
+        if dx is not None:  # last, because it may overwrite dy
+            shape = self._kernels.warps(len(x))
+            self._launch("layer_norm", "layer_norm_dx", (t,), shape, dy, x, gamma, mean, rstd, dx, *x.shape)
+        return None
+
+    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> Any:
+        t = self._type(x, gamma, beta, out, mean, var)
+        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+            return NotImplemented
+        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        size = grid[1] * mean.size
+        scratch = self._scratch(f"columns {x.dtype.char}", 2 * size, x.dtype)
+        means, deviations = scratch[:size], scratch[size : 2 * size]
+        self._launch("batch_norm", "batch_stats", (t,), (grid, block), x, means, deviations, *x.shape, per_chunk)
+        shape = self._kernels.flat(mean.size, per_thread=1)
+        arguments = (means, deviations, mean, var, *x.shape, per_chunk, grid[1])
+        self._launch("batch_norm", "batch_stats_finish", (t,), shape, *arguments)
+        return self.batch_norm_inference(x, gamma, beta, mean, var, eps=eps, out=out)
+
+    def batch_norm_grad(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        mean: Array,
+        var: Array,
+        *,
+        eps: float,
+        dx: Array,
+        dgamma: Array,
+        dbeta: Array,
+    ) -> Any:
+        t = self._type(dy, x, gamma, mean, var, dx, dgamma, dbeta)
+        if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
+            return NotImplemented
+        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        sums = self._chunk_sums(grid[1], dgamma, dbeta)
+        arguments = (dy, x, mean, var, *sums, *x.shape, per_chunk, float(eps))
+        self._launch("batch_norm", "batch_norm_dparam", (t,), (grid, block), *arguments)
+        self._finish_chunks(t, grid[1], (sums[0], dgamma), (sums[1], dbeta))
+        if dx is not None:
+            arguments = (dy, x, gamma, mean, var, dgamma, dbeta, dx, *x.shape, float(eps))
+            self._launch("batch_norm", "batch_norm_dx", (t,), self._kernels.flat(x.size), *arguments)
+        return None
+
+    def batch_norm_inference(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
+    ) -> Any:
+        t = self._type(x, gamma, beta, mean, var, out)
+        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+            return NotImplemented
+        arguments = (x, gamma, beta, mean, var, out, x.size, x.shape[1], float(eps))
+        self._launch("batch_norm", "batch_norm_apply", (t,), self._kernels.flat(x.size), *arguments)
+        return None
+
+    def batch_norm_track(
+        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+    ) -> Any:
+        t = self._type(mean, var, running_mean, running_var)
+        if t is None or not _same(mean, var, running_mean, running_var):
+            return NotImplemented
+        unbiased = rows / max(rows - 1, 1)
+        arguments = (mean, var, state, mean.size, float(momentum), unbiased, running_mean, running_var)
+        shape = self._kernels.flat(mean.size, per_thread=1)
+        self._launch("batch_norm", "batch_norm_track", (t,), shape, *arguments)
+        return None
+
+
+def _fits(
+    x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]
+) -> bool:
+    """Whether the shapes are those of a normalisation over a 2-d `x` that is not empty."""
+    return (
+        x.ndim == 2
+        and x.size > 0
+        and all(v.shape == x.shape[1:] for v in columns)
+        and all(v.shape == x.shape[:1] for v in rows)
+        and _same(x, *like)
+    )

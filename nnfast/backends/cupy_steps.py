@@ -1,0 +1,167 @@
+"""The CUDA kernels of a training step: losses, bookkeeping, clipping, optimizers.
+
+A method returns ``NotImplemented`` for what its kernel does not support; the backend then uses CuPy's
+own operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..kernels import step_state as S
+from ..kernels.cuda import loader
+from .base import Array
+
+_ONE_THREAD = ((1,), (1,))
+
+
+class CudaSteps:
+    """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
+
+    _kernels: loader.Kernels
+    _launch: Any
+    _type: Any
+    _sync: Any
+    _partial: Any
+    _cupy: Any
+
+    # ---- losses ---------------------------------------------------------------------------------
+    def _weight(self, weight: Array | None, rows: int, state: Array) -> tuple[Any, int] | None:
+        """The weights as the loss kernels take them; their sum goes to BATCH_WEIGHT first."""
+        if weight is None:
+            return None, 0
+        if weight.shape != (rows,):
+            return None
+        if weight.dtype.char not in loader.SCALARS or not weight.flags.c_contiguous:
+            weight = self._cupy.ascontiguousarray(weight, dtype=np.float64)
+        itemsize = weight.dtype.itemsize
+        self._launch("xent", "weight_total", (), ((1,), (1024,)), weight, itemsize, rows, state)
+        return weight, itemsize
+
+    def elementwise_loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        param: float = 0.0,
+        dpred: Array | None,
+    ) -> Any:
+        t = self._type(pred, target, dpred)
+        shapes = {x.shape for x in (pred, target, dpred) if x is not None}
+        if t is None or pred.ndim != 2 or len(shapes) != 1 or name not in loader.LOSSES or not pred.size:
+            return NotImplemented
+        if (weights := self._weight(weight, len(pred), state)) is None:
+            return NotImplemented
+        arguments = (pred, target, *weights, state, dpred, *pred.shape, float(param), self._partial(), self._sync())
+        shape = self._kernels.flat(pred.size)
+        self._launch("losses", "elementwise_loss", (t, loader.LOSSES[name]), shape, *arguments)
+        return None
+
+    def softmax_xent(
+        self,
+        logits: Array,
+        labels: Array,
+        weight: Array | None,
+        state: Array,
+        *,
+        smoothing: float = 0.0,
+        dlogits: Array | None,
+    ) -> Any:
+        t = self._type(logits, dlogits)
+        if t is None or logits.ndim != 2 or not logits.size or (dlogits is not None and dlogits.shape != logits.shape):
+            return NotImplemented
+        hard = labels.ndim == 1 and labels.dtype.char in "lq" and labels.shape == logits.shape[:1]
+        soft = labels.dtype == logits.dtype and labels.shape == logits.shape
+        if not (hard or soft) or not labels.flags.c_contiguous:
+            return NotImplemented
+        if (weights := self._weight(weight, len(logits), state)) is None:
+            return NotImplemented
+        args = (t, "index_t" if hard else t)
+        shape = self._kernels.warps(len(logits))
+        arguments = (logits, labels, *weights, state, dlogits, *logits.shape, float(smoothing))
+        self._launch("xent", "softmax_xent", args, shape, *arguments, self._partial(), self._sync())
+        return None
+
+    # ---- the step's own bookkeeping -------------------------------------------------------------
+    def begin_step(self, state: Array, lr_table: Array) -> Any:
+        self._launch("step", "begin_step", (), _ONE_THREAD, state, lr_table, lr_table.size)
+
+    def record_loss(self, state: Array) -> Any:
+        self._launch("step", "record_loss", (), _ONE_THREAD, state)
+
+    def end_step(self, state: Array, rows: int) -> Any:
+        self._launch("step", "end_step", (), _ONE_THREAD, state, int(rows))
+
+    def sq_norm(self, x: Array, *, out: Array) -> Any:
+        return self._sq_norm(x, out, None, 0.0)
+
+    def clip_norm(self, grad: Array, state: Array, *, max_norm: float) -> Any:
+        return self._sq_norm(grad, state[S.GRAD_SQ_NORM : S.GRAD_SQ_NORM + 1], state, float(max_norm))
+
+    def _sq_norm(self, x: Array, out: Array, state: Array | None, max_norm: float) -> Any:
+        t = self._type(x)
+        if t is None or out.dtype.char != "d":
+            return NotImplemented
+        shape = self._kernels.flat(x.size)
+        self._launch("reduce", "sq_norm", (t,), shape, x, x.size, out, state, max_norm, self._partial(), self._sync())
+        return None
+
+    def clip_value(self, grad: Array, *, limit: float) -> Any:
+        t = self._type(grad)
+        if t is None:
+            return NotImplemented
+        self._launch("reduce", "clip_value", (t,), self._kernels.flat(grad.size), grad, grad.size, float(limit))
+        return None
+
+    # ---- optimizers -----------------------------------------------------------------------------
+    def _optimize(
+        self, rule: str, param: Array, grad: Array, moments: tuple[Array | None, ...], state: Array, *flags: bool
+    ) -> Any:
+        """One flat step; `moments` in the rule's order, those that are ``None`` left out."""
+        held = [x for x in moments if x is not None]
+        t = self._type(param, grad, *held)
+        if t is None or any(x.shape != param.shape for x in (grad, *held)):
+            return NotImplemented
+        name = f"{rule}<{', '.join((t, *(str(flag).lower() for flag in flags)))}>"
+        slots = (*held, *(None,) * (3 - len(held)))
+        shape = self._kernels.flat(param.size)
+        self._launch("optimizers", "optimizer_step", (name,), shape, param, grad, *slots, state, self._sync(), param.size)
+        return None
+
+    def sgd_step(self, param: Array, grad: Array, velocity: Array | None, state: Array, *, nesterov: bool) -> Any:
+        if velocity is None:
+            return self._optimize("Sgd", param, grad, (), state)
+        return self._optimize("Momentum", param, grad, (velocity,), state, nesterov)
+
+    def adagrad_step(self, param: Array, grad: Array, total: Array, state: Array) -> Any:
+        return self._optimize("Adagrad", param, grad, (total,), state)
+
+    def rmsprop_step(
+        self, param: Array, grad: Array, sq: Array, mean: Array | None, velocity: Array | None, state: Array
+    ) -> Any:
+        flags = (mean is not None, velocity is not None)
+        return self._optimize("RmsProp", param, grad, (sq, mean, velocity), state, *flags)
+
+    def adam_step(self, param: Array, grad: Array, m: Array, v: Array, state: Array, *, decoupled: bool) -> Any:
+        return self._optimize("Adam", param, grad, (m, v), state, decoupled)
+
+    def adamax_step(self, param: Array, grad: Array, m: Array, u: Array, state: Array) -> Any:
+        return self._optimize("Adamax", param, grad, (m, u), state)
+
+    def nadam_step(self, param: Array, grad: Array, m: Array, v: Array, state: Array) -> Any:
+        return self._optimize("Nadam", param, grad, (m, v), state)
+
+    def lion_step(self, param: Array, grad: Array, m: Array, state: Array) -> Any:
+        return self._optimize("Lion", param, grad, (m,), state)
+
+    def ema_step(self, param: Array, average: Array, state: Array) -> Any:
+        t = self._type(param, average)
+        if t is None or param.shape != average.shape:
+            return NotImplemented
+        self._launch("optimizers", "ema_step", (t,), self._kernels.flat(param.size), param, average, state, param.size)
+        return None

@@ -1,0 +1,49 @@
+"""Fixtures that all tests share: every backend that is there, and reproducible data."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+import nnfast as nf
+from nnfast.backends.base import Backend
+
+# The pitch is one code on every backend, so most tests run on all of these. The emulated CUDA device runs the
+# real kernels through the C++ compiler; it is slower, so it has a marker of its own in the parity tests.
+_CPU = ("numpy", "numba")
+
+
+def _make(name: str) -> Backend:
+    if name == "emulated":
+        emulator = pytest.importorskip("tests.cuda.emulator", reason="the emulated CUDA device is not there")
+        return emulator.emulated_backend()
+    reason = nf.available_devices().get(name, f"no device {name}")
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return nf.get_backend(name)
+
+
+@pytest.fixture(params=_CPU)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend of the CPU."""
+    return _make(request.param)
+
+
+@pytest.fixture(params=(*_CPU, "emulated", pytest.param("cuda:0", marks=pytest.mark.gpu)))
+def any_backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend of the CPU, the emulated CUDA device, and a real one."""
+    return _make(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(autouse=True)
+def _no_device_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "NNFAST_DEVICE" in os.environ:
+        monkeypatch.delenv("NNFAST_DEVICE")

@@ -1,0 +1,64 @@
+"""A CUDA backend on an emulated device, for tests on machines without a GPU.
+
+>>> bk = emulated_backend()
+>>> bk.counts.syncs
+0
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scipy.special import erf
+
+from nnfast.backends import formulas
+from nnfast.backends.cupy_backend import CupyBackend
+
+from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
+from tests.cuda.host_shim import compiler, host_shim
+
+__all__ = ["Counts", "EmulatedBackend", "FakeArray", "emulated_backend", "unavailable"]
+
+_device_erf = formulas.erf
+
+
+def _erf(xp: Any, x: Any) -> Any:
+    """The composed GELU's error function: ``cupyx.scipy.special`` would ask for a GPU."""
+    return x.cupy._new(erf(x.host)) if isinstance(x, FakeArray) else _device_erf(xp, x)
+
+
+class EmulatedBackend(CupyBackend):
+    """The real backend and the real kernels, over a stand-in for CuPy."""
+
+    _cupy: FakeCupy
+
+    @staticmethod
+    def _import_cupy(index: int) -> Any:
+        formulas.erf = _erf
+        return FakeCupy(host_shim())
+
+    @property
+    def counts(self) -> Counts:
+        """Launches, allocations, waits and copies since ``counts.reset()``."""
+        return self._cupy.counts
+
+
+def unavailable() -> str | None:
+    """Why the emulated device cannot be used on this machine, or ``None``."""
+    return None if compiler() else "the emulated CUDA device needs g++"
+
+
+def emulated_backend(device_index: int = 0, fused: bool = True) -> EmulatedBackend:
+    """A CUDA backend on an emulated device; skips the test where there is no g++.
+
+    Parameters
+    ----------
+    device_index : int
+        Number of the device, 0 or 1.
+    fused : bool
+        As for :class:`~nnfast.backends.cupy_backend.CupyBackend`.
+    """
+    if reason := unavailable():
+        pytest.skip(reason)
+    return EmulatedBackend(device_index, fused)

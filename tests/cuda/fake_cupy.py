@@ -1,0 +1,404 @@
+"""The part of CuPy that the CUDA backend uses, on the CPU.
+
+Arrays live in NumPy memory with guard bytes around each allocation, kernels run through the host shim
+with the real launch shapes, and argument types are compared with the kernel's parameters. Arrays are
+of a class of their own: a NumPy array among them is a ``TypeError``, as in CuPy. What a GPU would pay for
+dearly is counted: waits for the device, copies between host and device, allocations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from nnfast.kernels.cuda import FILES, OPTIONS, source
+
+from tests.cuda.host_shim import HostShim
+
+_GUARD = 64
+_PATTERN = 0xA5
+
+
+@dataclass
+class Counts:
+    """What happened since the last :meth:`reset`."""
+
+    launches: int = 0
+    allocations: int = 0
+    #: Times the host waited for the device: copies to the host, ``bool(array)``, ``synchronize``.
+    syncs: int = 0
+    #: Copies from host to device.
+    uploads: int = 0
+    kernels: list[str] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.__init__()  # type: ignore[misc]
+
+
+class Memory:
+    """One allocation: bytes with a guard before and after, aligned as CuPy's pool aligns."""
+
+    def __init__(self, nbytes: int) -> None:
+        raw = np.empty(nbytes + 2 * _GUARD + 512, np.uint8)
+        start = (-(raw.ctypes.data + _GUARD)) % 512 + _GUARD
+        self.bytes = raw[start : start + nbytes]
+        self._guards = raw[start - _GUARD : start], raw[start + nbytes : start + nbytes + _GUARD]
+        for guard in self._guards:
+            guard.fill(_PATTERN)
+        self.bytes.fill(0xFF)  # NaN, for floats: reading what nobody wrote shows
+
+    def intact(self) -> bool:
+        """Whether nothing was written outside."""
+        return all((guard == _PATTERN).all() for guard in self._guards)
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, FakeArray):
+        return value.host
+    if isinstance(value, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(value, (tuple, list)):
+        return type(value)(_unwrap(v) for v in value)
+    return value
+
+
+class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """``cupy.ndarray``: never converts itself to a NumPy array."""
+
+    def __init__(self, cupy: FakeCupy, host: np.ndarray, memory: Memory, device: int) -> None:
+        self.cupy, self.host, self.memory, self._device = cupy, host, memory, device
+
+    # ---- what it is ---------------------------------------------------------------------------
+    shape = property(lambda self: self.host.shape)
+    strides = property(lambda self: self.host.strides)
+    dtype = property(lambda self: self.host.dtype)
+    ndim = property(lambda self: self.host.ndim)
+    size = property(lambda self: self.host.size)
+    nbytes = property(lambda self: self.host.nbytes)
+    itemsize = property(lambda self: self.host.itemsize)
+    flags = property(lambda self: self.host.flags)
+    device = property(lambda self: SimpleNamespace(id=self._device))
+    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data))
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __repr__(self) -> str:
+        return f"FakeArray({self.host!r})"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    def _view(self, host: np.ndarray) -> FakeArray:
+        return FakeArray(self.cupy, host, self.memory, self._device)
+
+    def _result(self, host: Any) -> FakeArray:
+        """A view where NumPy made one, else a new device array."""
+        if isinstance(host, np.ndarray) and np.may_share_memory(host, self.host):
+            return self._view(host)
+        return self.cupy._new(host)
+
+    # ---- views, elements ----------------------------------------------------------------------
+    T = property(lambda self: self._view(self.host.T))
+
+    def reshape(self, *shape: Any) -> FakeArray:
+        return self._result(self.host.reshape(*shape))
+
+    def ravel(self) -> FakeArray:
+        return self._result(self.host.ravel())
+
+    def transpose(self, *axes: Any) -> FakeArray:
+        return self._view(self.host.transpose(*axes))
+
+    def view(self, dtype: Any = None) -> FakeArray:
+        return self._view(self.host.view() if dtype is None else self.host.view(dtype))
+
+    def __getitem__(self, index: Any) -> FakeArray:
+        index = _unwrap(index)
+        index = index if isinstance(index, tuple) else (index,)
+        if not any(i is Ellipsis for i in index if not isinstance(i, np.ndarray)):
+            index = (*index, Ellipsis)  # an element is a view without dimensions, as in CuPy
+        return self._result(self.host[index])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.host[_unwrap(index)] = _unwrap(value)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    # ---- operations ---------------------------------------------------------------------------
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        if method == "__call__":
+            function = ufunc
+        elif method in ("at", "reduce"):
+            function = getattr(ufunc, method)
+        else:
+            return NotImplemented
+        if out is None:
+            result = function(*map(_unwrap, inputs), **kwargs)
+            return None if result is None else self.cupy._new(result)
+        function(*map(_unwrap, inputs), out=_unwrap(out), **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> FakeArray:
+        if not copy and self.dtype == np.dtype(dtype):
+            return self
+        return self.cupy._new(self.host.astype(dtype))
+
+    def copy(self, order: str = "C") -> FakeArray:
+        return self.cupy._new(self.host.copy())
+
+    def fill(self, value: Any) -> None:
+        self.host.fill(_unwrap(value))
+
+    # ---- between host and device --------------------------------------------------------------
+    def get(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        self.cupy.counts.syncs += 1
+        return self.host.copy()
+
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.shape != self.shape:
+            raise TypeError("set() takes a NumPy array of the same shape and dtype")
+        self.cupy.counts.uploads += 1
+        self.host[...] = array
+
+    def item(self) -> Any:
+        return self.get().item()
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __int__(self) -> int:
+        return int(self.get())
+
+    def __index__(self) -> int:
+        return self.get().__index__()
+
+
+def _reduction(name: str) -> Any:
+    def method(self: FakeArray, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        return getattr(self.cupy, name)(self, *args, out=out, **kwargs)
+
+    return method
+
+
+for _name in ("sum", "mean", "max", "min", "all", "any", "argmax", "dot"):
+    setattr(FakeArray, _name, _reduction(_name))
+
+
+class FakeKernel:
+    """``RawKernel``: checks what CUDA does not, then runs on the host shim."""
+
+    def __init__(self, cupy: FakeCupy, name: str) -> None:
+        self.cupy, self.name = cupy, name
+        self.kernel = cupy.shim.kernels[name]
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        if not 1 <= np.prod(block) <= 1024 or not all(1 <= g <= 65535 for g in grid[1:]) or grid[0] < 1:
+            raise ValueError(f"{self.name}: launch shape {grid} x {block} is out of range")
+        if len(args) != len(self.kernel.signature):
+            raise TypeError(f"{self.name} takes {len(self.kernel.signature)} arguments, got {len(args)}")
+        values = [self._value(i, code, arg) for i, (code, arg) in enumerate(zip(self.kernel.signature, args, strict=True))]
+        self.cupy.counts.launches += 1
+        self.cupy.counts.kernels.append(self.name)
+        self.kernel.launch(grid, block, values)
+        for arg in args:
+            if isinstance(arg, FakeArray) and not arg.memory.intact():
+                raise MemoryError(f"{self.name} wrote outside of its arrays")
+
+    def _value(self, i: int, code: str, arg: Any) -> Any:
+        if len(code) == 1:  # CuPy passes int as int64 and float as double
+            wanted = {"q": int, "d": float}[code]
+            if type(arg) is not wanted:
+                raise TypeError(f"{self.name}: argument {i} is {type(arg).__name__}, the parameter takes {wanted.__name__}")
+            return arg
+        if isinstance(arg, FakeArray):
+            if code[1] != "v" and np.dtype(code[1]) != arg.dtype and not (code[1] == "q" and arg.dtype == np.int64):
+                raise TypeError(f"{self.name}: argument {i} is {arg.dtype}, the parameter points to {code[1]!r}")
+            if arg.device.id != self.cupy.current_device:
+                raise RuntimeError(f"{self.name}: argument {i} is on another device than the current one")
+            return arg.host.ctypes.data
+        if type(arg) is int and arg == 0:
+            return 0
+        raise TypeError(f"{self.name}: argument {i} is {type(arg).__name__}, the parameter is a pointer")
+
+
+class FakeModule:
+    """``RawModule``: the source must be the one that the host shim was compiled from."""
+
+    def __init__(self, cupy: FakeCupy, *, code: str, options: tuple[str, ...], name_expressions: list[str]) -> None:
+        if code not in (source(file) for file in FILES) or options != OPTIONS:
+            raise ValueError("a module that the host shim has not compiled")
+        self.cupy, self.names = cupy, name_expressions
+
+    def get_function(self, name: str) -> FakeKernel:
+        if name not in self.names:
+            raise KeyError(f"{name} is not among the name expressions")
+        return FakeKernel(self.cupy, name)
+
+
+class FakeDevice:
+    """``cupy.cuda.Device``."""
+
+    def __init__(self, cupy: FakeCupy, index: int) -> None:
+        self.cupy, self.id = cupy, index
+        self.attributes = {"MultiProcessorCount": 2}
+        self._former: list[int] = []
+
+    def __enter__(self) -> FakeDevice:
+        self._former.append(self.cupy.current_device)
+        self.cupy.current_device = self.id
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.cupy.current_device = self._former.pop()
+
+    def synchronize(self) -> None:
+        self.cupy.counts.syncs += 1
+
+
+class _Ufunc:
+    """A CuPy ufunc: a function with ``at``."""
+
+    def __init__(self, cupy: FakeCupy, ufunc: np.ufunc) -> None:
+        self.cupy, self.ufunc = cupy, ufunc
+
+    def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        if out is None:
+            return self.cupy._new(self.ufunc(*map(_unwrap, args), **kwargs))
+        self.ufunc(*map(_unwrap, args), out=_unwrap(out), **kwargs)
+        return out
+
+    def at(self, a: FakeArray, index: Any, b: Any) -> None:
+        self.ufunc.at(a.host, _unwrap(index), _unwrap(b))
+
+
+_UFUNCS = (
+    "abs add subtract multiply divide maximum minimum exp expm1 log log1p tanh sqrt sign isfinite isnan matmul square"
+).split()
+_FUNCTIONS = "sum mean max min all any argmax where clip full_like ones_like zeros_like dot concatenate stack".split()
+
+
+class FakeCupy:
+    """Stands for the module ``cupy``."""
+
+    __name__ = "cupy"
+    ndarray = FakeArray
+
+    def __init__(self, shim: HostShim, devices: int = 2) -> None:
+        self.shim, self.counts, self.current_device = shim, Counts(), 0
+        for name in _UFUNCS:
+            setattr(self, name, _Ufunc(self, getattr(np, name)))
+        for name in _FUNCTIONS:
+            setattr(self, name, self._function(getattr(np, name)))
+        self.cuda = SimpleNamespace(
+            Device=lambda index=None: FakeDevice(self, self.current_device if index is None else index),
+            runtime=SimpleNamespace(
+                getDevice=lambda: self.current_device,
+                getDeviceCount=lambda: devices,
+                memGetInfo=lambda: (3 << 30, 4 << 30),
+            ),
+            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: FakeDevice(self, 0).synchronize()),
+            cublas=SimpleNamespace(sgemm=self._gemm(np.float32), dgemm=self._gemm(np.float64)),
+            device=SimpleNamespace(get_cublas_handle=lambda: 1),
+        )
+
+    def RawModule(self, **kwargs: Any) -> FakeModule:
+        return FakeModule(self, **kwargs)
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_bytes=lambda: 1 << 20)
+
+    # ---- arrays ---------------------------------------------------------------------------------
+    def empty(self, shape: Any, dtype: Any = np.float64) -> FakeArray:
+        dtype = np.dtype(dtype)
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        memory = Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self.counts.allocations += 1
+        return FakeArray(self, memory.bytes.view(dtype).reshape(shape), memory, self.current_device)
+
+    def _new(self, host: Any) -> FakeArray:
+        host = np.asarray(host)
+        out = self.empty(host.shape, host.dtype)
+        out.host[...] = host
+        return out
+
+    def zeros(self, shape: Any, dtype: Any = np.float64) -> FakeArray:
+        out = self.empty(shape, dtype)
+        out.host.fill(0)
+        return out
+
+    def full(self, shape: Any, value: Any, dtype: Any = None) -> FakeArray:
+        return self._new(np.full(shape, _unwrap(value), dtype))
+
+    def arange(self, *args: Any, **kwargs: Any) -> FakeArray:
+        return self._new(np.arange(*args, **kwargs))
+
+    def asarray(self, x: Any, dtype: Any = None, order: str | None = None) -> FakeArray:
+        if isinstance(x, FakeArray):
+            if x.device.id == self.current_device and dtype in (None, x.dtype):
+                return x
+            return self._new(x.host if dtype is None else x.host.astype(dtype))
+        x = np.asarray(x, dtype)
+        if x.dtype.kind in "OSUV" or not x.dtype.isnative:
+            raise ValueError(f"Unsupported dtype {x.dtype}")
+        self.counts.uploads += 1
+        return self._new(x)
+
+    def ascontiguousarray(self, x: FakeArray, dtype: Any = None) -> FakeArray:
+        if not isinstance(x, FakeArray):
+            raise TypeError(f"Unsupported type {type(x)}")
+        if x.flags.c_contiguous and dtype in (None, x.dtype) and x.ndim:
+            return x
+        return self._new(np.ascontiguousarray(x.host, dtype))
+
+    def copyto(self, dst: FakeArray, src: FakeArray, casting: str = "same_kind") -> None:
+        np.copyto(_unwrap(dst), _unwrap(src), casting=casting)  # type: ignore[arg-type]
+
+    def _function(self, function: Any) -> Any:
+        def call(*args: Any, out: Any = None, **kwargs: Any) -> Any:
+            if out is None:
+                return self._new(function(*map(_unwrap, args), **kwargs))
+            function(*map(_unwrap, args), out=_unwrap(out), **kwargs)
+            return out
+
+        return call
+
+    # ---- cuBLAS ---------------------------------------------------------------------------------
+    def _gemm(self, dtype: Any) -> Any:
+        ctype = ctypes.c_float if dtype is np.float32 else ctypes.c_double
+
+        def stored(address: int, rows: int, columns: int, leading: int) -> np.ndarray:
+            """The column-major (rows, columns) matrix at an address."""
+            if leading < max(1, rows) or not address:
+                raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
+            cells = (ctype * (leading * (columns - 1) + rows)).from_address(address)
+            flat = np.frombuffer(cells, dtype)
+            steps = (flat.itemsize, leading * flat.itemsize)
+            return np.lib.stride_tricks.as_strided(flat, (rows, columns), steps)
+
+        def gemm(
+            handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int, a: int, lda: int, b: int,
+            ldb: int, beta: int, c: int, ldc: int,
+        ) -> None:  # fmt: skip
+            self.counts.launches += 1
+            self.counts.kernels.append("gemm")
+            A = stored(a, k, m, lda).T if trans_a else stored(a, m, k, lda)
+            B = stored(b, n, k, ldb).T if trans_b else stored(b, k, n, ldb)
+            C = stored(c, m, n, ldc)
+            scale_a, scale_c = (ctype.from_address(at).value for at in (alpha, beta))
+            product = dtype(scale_a) * (A @ B)
+            C[...] = product if scale_c == 0 else product + dtype(scale_c) * C
+
+        return gemm
