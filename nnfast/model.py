@@ -133,7 +133,7 @@ class Sequential(Network):
         if loss is None and self.loss is None:
             raise TypeError("fit needs loss=, such as 'cross_entropy' or 'mean_squared_error'")
         resolved_loss = losses.get(self.loss if loss is None else loss)  # type: ignore[arg-type]
-        resolved_optimizer = optimizers.get(optimizer if optimizer is not None else self._optimizer or "adam")
+        resolved_optimizer = optimizers.get(self.last_optimizer if optimizer is None else optimizer)
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be Callback objects, not {type(callback).__name__}")

@@ -161,10 +161,10 @@ class Network:
         self.plans = PlanPool()
         return self
 
-    def prepare(self, in_shape: Shape, seed: int | None) -> None:
+    def prepare(self, in_shape: Shape, seed: int | None, dtype: Any) -> None:
         """Build if that has not happened; later on a seed only sets that of shuffles and dropout."""
         if not self.is_built:
-            self.build(in_shape, seed=seed)
+            self.build(in_shape, seed=seed, dtype=dtype)
         elif seed is not None:
             self.training_state.seed = random.checked_seed(seed)
 
@@ -181,6 +181,12 @@ class Network:
             else:
                 self._built, self._parameters, self._training_state = [], None, None
             raise
+
+    @property
+    def last_optimizer(self) -> Any:
+        """What the model was trained with, perhaps before it was saved; at first Adam."""
+        saved = self._training_state.optimizer if self._training_state else None
+        return self._optimizer or saved or "adam"
 
     def remember(self, loss: losses.Loss, optimizer: optimizers.Optimizer) -> None:
         """Note what the model is trained with."""

@@ -293,6 +293,9 @@ class Plan:
         program = self._program(x.shape[0])
         for source, out in ((x, program.x), (target, program.target), (weight, program.weight)):
             if out is not None:
+                if source is None or source.shape != out.shape:  # a copy would broadcast
+                    given = "nothing" if source is None else f"shape {source.shape}"
+                    raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
                 self.backend.copy(source, out=out)
 
     def run(self, rows: int, steps: int = 1) -> None:

@@ -337,7 +337,9 @@ def check_optimizer(
     optimizer = optimizers.get(optimizer)
     rng = random.generator(2, random.INIT)
     start, grads = rng.standard_normal(size), rng.standard_normal((steps, size))
-    rates = optimizer.schedule().table(0, steps)
+    schedule = optimizer.schedule()
+    schedule.bind(1, steps)  # an epoch per step, for schedules that count epochs
+    rates = schedule.table(0, steps)
 
     def run(backend: Backend, dtype: str, bad: bool) -> dict[str, np.ndarray]:
         param = backend.asarray(start.astype(dtype).copy())

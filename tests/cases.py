@@ -177,7 +177,9 @@ def run_optimizer(
         host[slot] = value
     state = backend.zeros(S.SIZE, np.float64)
     backend.copy(host, out=state)
-    table = backend.asarray(optimizer.schedule().table(0, len(grads)))
+    schedule = optimizer.schedule()
+    schedule.bind(1, len(grads))
+    table = backend.asarray(schedule.table(0, len(grads)))
     for grad in grads:
         backend.begin_step(state, table)
         optimizer.record(backend, param, backend.asarray(grad.astype(dtype)), slots, average, state)

@@ -110,8 +110,7 @@ class CupyArrays(ArrayBackend):
         # Scalars of cuBLAS calls are read from host memory
         self._scalars: dict[tuple[str, float], np.ndarray] = {}
 
-    @staticmethod
-    def _import_cupy(index: int) -> Any:
+    def _import_cupy(self, index: int) -> Any:
         if reason := probe(index):
             raise DeviceUnavailable(f"device 'cuda:{index}' cannot be used: {reason}")
         import cupy

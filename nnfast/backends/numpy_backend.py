@@ -46,5 +46,15 @@ class NumpyBackend(ArrayBackend):
         np.copyto(out, src, casting="same_kind")
 
     def memory(self) -> tuple[int, int]:
-        page = os.sysconf("SC_PAGE_SIZE")
-        return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+        try:
+            # What Linux could hand out, its file cache included
+            with open("/proc/meminfo") as lines:
+                sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+            return sizes["MemAvailable"], sizes["MemTotal"]
+        except (OSError, KeyError, ValueError):
+            pass
+        try:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            total = 1 << 33  # not told by this system; few machines have less than 8 GB
+        return total // 2, total

@@ -44,7 +44,7 @@ def get(spec: Any, **arguments: Any) -> Optimizer:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or a config has none.
     TypeError
         If `spec` is of another type.
     """
@@ -54,6 +54,8 @@ def get(spec: Any, **arguments: Any) -> Optimizer:
         return spec
     if isinstance(spec, dict):
         config = {**spec, **arguments}
+        if "name" not in config:
+            raise ValueError(f"an optimizer's config needs a 'name', got {spec!r}")
         return get(config.pop("name"), **config)
     if isinstance(spec, type) and issubclass(spec, Optimizer):
         return spec(**arguments)

@@ -78,5 +78,8 @@ def history(history: Mapping[str, Any], path: PathArgument = None) -> Any:
 def _scale(ax: Any, panel: str, values: np.ndarray) -> None:
     """A logarithmic axis for losses and rates that fall over decades."""
     values = values[np.isfinite(values)]
-    if (panel == "lr" or "loss" in panel) and values.min() > 0 and values.max() > 50 * values.min():
+    if values.min() <= 0 or values.max() <= 50 * values.min():
+        return
+    # A cosine ends next to zero: its last point alone would take up most of a logarithmic axis
+    if "loss" in panel or (panel == "lr" and values.max() < 1e5 * values.min()):
         ax.set_yscale("log")

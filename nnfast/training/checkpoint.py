@@ -20,6 +20,7 @@ from .. import losses
 from ..errors import CheckpointError
 from ..files import replacing
 from ..layers.base import Layer
+from ..parameters import Built, build_chain
 from .engine import TrainingState
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["load", "save"]
 
 FORMAT = 1
-_KEY = "nnfast"
+_KEY, _DIGEST = "nnfast", "digest"  # of the safetensors metadata, which maps text to text
 
 
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+def _digest(header: str, tensors: Mapping[str, np.ndarray]) -> str:
+    # Of the text, not of what it means: 1e-8 and 1E-8 are one bit apart
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
@@ -45,6 +46,7 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
 
 def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
     """Write `model` to `path`; see ``Sequential.save``."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     params, state = model.parameters, model.training_state
@@ -58,12 +60,7 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
         "dtype": str(params.dtype),
         "loss": None if model.loss is None else {"name": losses.name_of(model.loss), "config": model.loss.config()},
         "training": {
-            "seed": state.seed,
-            "step": state.step,
-            "epoch": state.epoch,
-            "optimizer": state.optimizer,
-            "carried": {str(slot): value for slot, value in state.carried.items()},
-            "schedule": state.schedule,
+            **state.config(),
             "slots": sorted(params.slots),
             "average": params.average is not None,
         },
@@ -71,12 +68,14 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
     }
     tensors = {**params.get(), **params.get_slots()}
     try:
-        header = json.loads(json.dumps(header, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"the model cannot be described as JSON: {error}") from None
-    header["digest"] = _digest(header, tensors)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {_KEY: json.dumps(header)})
+        try:
+            save_file(tensors, temporary, {_KEY: text, _DIGEST: _digest(text, tensors)})
+        except SafetensorError as error:  # its form of an I/O error, such as a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -91,12 +90,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             if _KEY not in metadata:
                 raise CheckpointError(f"{path} is a safetensors file, but not a model of nnfast")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        header = json.loads(metadata[_KEY])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
+    if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
+    try:
+        header = json.loads(metadata[_KEY])
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is damaged: its description is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is damaged: its description is no JSON object")
@@ -104,9 +104,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise CheckpointError(
             f"{path} has format version {header.get('format')!r}, this version of nnfast reads {FORMAT}"
         )
-    stated = header.pop("digest", None)
-    if stated != _digest(header, tensors):
-        raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
     return header, tensors
 
 
@@ -137,38 +134,37 @@ def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, 
         if header["loss"] is not None:
             model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
         training = header["training"]
-        model.build(tuple(header["in_shape"]), dtype=header["dtype"], initialise=False)
-        _fill(model, training, tensors, path)
-        model.training_state = TrainingState(
-            seed=int(training["seed"]),
-            step=int(training["step"]),
-            epoch=int(training["epoch"]),
-            optimizer=training["optimizer"],
-            carried={int(slot): float(value) for slot, value in training["carried"].items()},
-            schedule=dict(training["schedule"]),
-        )
+        in_shape = tuple(header["in_shape"])
+        dtype = model.checked_dtype(header["dtype"])
+        # Before anything is allocated: a file may claim layers of any size
+        _check(build_chain(chain, in_shape), dtype, training, tensors, path)
+        model.build(in_shape, dtype=dtype, initialise=False)
+        model.parameters.set({name: array for name, array in tensors.items() if ":" not in name})
+        if slots := {name: array for name, array in tensors.items() if ":" in name}:
+            model.parameters.set_slots(slots)
+        model.training_state = TrainingState.from_config(training)
         model.extra = dict(header["extra"])
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, OverflowError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} does not describe a model that can be loaded: {error}") from error
     return model
 
 
-def _fill(model: Network, training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path) -> None:
-    params = model.parameters
-    flats = [*training["slots"], *(["average"] if training["average"] else [])]
-    shapes = {e.key: e.spec.shape for e in (*params.entries, *params.buffer_entries)}
-    shapes |= {f"{slot}:{e.key}": e.spec.shape for slot in flats for e in params.entries}
+def _check(
+    built: list[Built], dtype: np.dtype[Any], training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path
+) -> None:
+    """Whether the tensors are exactly those that the layers and the optimizer have."""
+    declared = [(f"{b.name}.{spec.name}", spec) for b in built for spec in b.specs]
+    shapes = {key: spec.shape for key, spec in declared if spec.kind in ("param", "buffer")}
+    for slot in (*training["slots"], *(["average"] if training["average"] else [])):
+        shapes |= {f"{slot}:{key}": spec.shape for key, spec in declared if spec.kind == "param"}
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise CheckpointError(f"{path} lacks the arrays {missing}")
     if unknown := sorted(tensors.keys() - shapes.keys()):
         raise CheckpointError(f"{path} has arrays that its layers do not: {unknown}")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape or tensors[name].dtype != params.dtype:
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise CheckpointError(
-                f"{path}: {name} is {tensors[name].dtype} {tensors[name].shape}, its layer has {params.dtype} {shape}"
+                f"{path}: {name} is {tensors[name].dtype} {tensors[name].shape}, its layer has {dtype} {shape}"
             )
-    params.set({name: array for name, array in tensors.items() if ":" not in name})
-    if flats:
-        params.set_slots({name: array for name, array in tensors.items() if ":" in name})

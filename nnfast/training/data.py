@@ -175,7 +175,9 @@ def split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_batches(x: Any) -> bool:
-    """Whether `x` is an iterable of batches rather than an array."""
+    """Whether `x`, given without targets, is an iterable of batches rather than an array."""
+    if isinstance(x, (list, tuple)) and x and isinstance(x[0], tuple):
+        return len(x[0]) > 1 and not np.isscalar(x[0][0])  # of batches, not of rows
     if isinstance(x, (np.ndarray, list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
         return False
     return isinstance(x, Iterable) and not isinstance(x, (str, bytes, dict))

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import random
 from ..backends.base import Backend
 from ..errors import NonFiniteError
 from ..kernels import step_state as S
@@ -50,6 +52,29 @@ class TrainingState:
     optimizer: dict[str, Any] | None = None
     carried: dict[int, float] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return {**vars(self), "carried": {str(slot): value for slot, value in self.carried.items()}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrainingState:
+        """What :meth:`config` gave, checked.
+
+        Raises
+        ------
+        ValueError, TypeError, LookupError
+            If it is anything else.
+        """
+        optimizer = config["optimizer"]
+        if optimizer is not None and not isinstance(optimizer["name"], str):
+            raise TypeError(f"the optimizer's name must be text, not {optimizer['name']!r}")
+        step, epoch = int(config["step"]), int(config["epoch"])
+        carried = {int(slot): float(value) for slot, value in config["carried"].items()}
+        if not (0 <= step <= 2**53 and 0 <= epoch <= 2**53) or not set(carried) <= set(_CARRIED):
+            raise ValueError(f"step {step}, epoch {epoch} or the optimizer's values {carried} are not possible")
+        seed = random.checked_seed(int(config["seed"]))
+        return cls(seed, step, epoch, optimizer, carried, dict(config["schedule"]))
 
 
 class Engine:
@@ -97,7 +122,7 @@ class Engine:
             params.slots, progress.step, progress.carried, progress.schedule = {}, 0, {}, {}
         before, progress.optimizer = progress.optimizer, optimizer.config()
         self.schedule = optimizer.schedule()
-        if progress.schedule and before is not None and before["lr"] == progress.optimizer["lr"]:
+        if progress.schedule and before is not None and before.get("lr") == progress.optimizer["lr"]:
             self.schedule.load_state_dict(progress.schedule)
         self.lr_steps = max(1, lr_steps)
         self.plan = Plan(

@@ -149,12 +149,12 @@ def fit(
             if sample_weight is not None:
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
             batches = BatchSource(x, loss, class_weight, dtype)
-            model.prepare(batches.in_shape, seed)
+            model.prepare(batches.in_shape, seed, dtype)
             batches.expect(model.in_shape, model.out_shape)
             source: Source = batches
         else:
             x, y = _checked_arrays(model, backend, x, y, dtype)
-            model.prepare(x.shape[1:], seed)
+            model.prepare(x.shape[1:], seed, dtype)
             target = loss.targets(y, model.out_shape, dtype)
             weight = data.sample_weights(sample_weight, class_weight, target, len(y), dtype)
             if validation_split:

@@ -78,7 +78,7 @@ class Trainer:
             weighted=weighted,
         )
         engine.set(S.ROW, 0.0)
-        self._weighted = weighted
+        self.batch_size, self._weighted = engine.plan.batch, weighted
         self._arrays = self._arrays_of(self.model)
         return engine
 
@@ -124,14 +124,13 @@ class Trainer:
             raise ValueError(f"xb has {len(x)} rows, yb has {len(y)}")
         if len(x) == 0:
             raise data.EmptyDataError("the batch has no rows")
-        most = self.batch_size if self._engine is None else self._engine.plan.batch
-        if most is not None and len(x) > most:
-            raise ValueError(f"the batch has {len(x)} rows, batch_size is {most}")
+        if self.batch_size is not None and len(x) > self.batch_size:
+            raise ValueError(f"the batch has {len(x)} rows, batch_size is {self.batch_size}")
         if self._engine is not None and (sample_weight is not None) != self._weighted:
             raise ValueError("either every step brings sample_weight, or none")
         data.check_finite(x, "xb", self.dtype)
         with self.model.unbuilt_on_error():
-            self.model.prepare(x.shape[1:], self._seed)
+            self.model.prepare(x.shape[1:], self._seed, self.dtype)
             target = self.loss.targets(y, self.model.out_shape, self.dtype)
             weight = data.sample_weights(sample_weight, None, target, len(x), self.dtype)
             engine = self._current(x, target, weight is not None)
@@ -150,4 +149,4 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimizer steps done."""
-        return 0 if self._engine is None else self._engine.step
+        return 0 if self._engine is None else self.model.training_state.step

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cuda.emulator import EmulatedBackend, emulated_backend, unavailable
-from tests.cuda.host_shim import HostShim, host_shim
+from tests.cuda.emulator import EmulatedBackend, emulated_backend
+from tests.cuda.host_shim import HostShim, host_shim, unavailable
 
 
 @pytest.fixture

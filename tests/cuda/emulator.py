@@ -16,7 +16,7 @@ from nnfast.backends import formulas
 from nnfast.backends.cupy_backend import CupyBackend
 
 from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
-from tests.cuda.host_shim import compiler, host_shim
+from tests.cuda.host_shim import host_shim, unavailable
 
 __all__ = ["Counts", "EmulatedBackend", "FakeArray", "emulated_backend", "unavailable"]
 
@@ -33,10 +33,11 @@ class EmulatedBackend(CupyBackend):
 
     _cupy: FakeCupy
 
-    @staticmethod
-    def _import_cupy(index: int) -> Any:
+    multiprocessors = 2
+
+    def _import_cupy(self, index: int) -> Any:
         formulas.erf = _erf
-        return FakeCupy(host_shim())
+        return FakeCupy(host_shim(), self.multiprocessors)
 
     @property
     def counts(self) -> Counts:
@@ -44,12 +45,7 @@ class EmulatedBackend(CupyBackend):
         return self._cupy.counts
 
 
-def unavailable() -> str | None:
-    """Why the emulated device cannot be used on this machine, or ``None``."""
-    return None if compiler() else "the emulated CUDA device needs g++"
-
-
-def emulated_backend(device_index: int = 0, fused: bool = True) -> EmulatedBackend:
+def emulated_backend(device_index: int = 0, fused: bool = True, multiprocessors: int = 2) -> EmulatedBackend:
     """A CUDA backend on an emulated device; skips the test where there is no g++.
 
     Parameters
@@ -58,7 +54,11 @@ def emulated_backend(device_index: int = 0, fused: bool = True) -> EmulatedBacke
         Number of the device, 0 or 1.
     fused : bool
         As for :class:`~nnfast.backends.cupy_backend.CupyBackend`.
+    multiprocessors : int
+        Size of the device, which the launch shapes depend on.
     """
     if reason := unavailable():
         pytest.skip(reason)
-    return EmulatedBackend(device_index, fused)
+    kind = type("EmulatedBackend", (EmulatedBackend,), {"multiprocessors": multiprocessors})
+    backend: EmulatedBackend = kind(device_index, fused)
+    return backend

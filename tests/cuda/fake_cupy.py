@@ -253,7 +253,7 @@ class FakeDevice:
 
     def __init__(self, cupy: FakeCupy, index: int) -> None:
         self.cupy, self.id = cupy, index
-        self.attributes = {"MultiProcessorCount": 2}
+        self.attributes = {"MultiProcessorCount": cupy.multiprocessors}
         self._former: list[int] = []
 
     def __enter__(self) -> FakeDevice:
@@ -296,8 +296,9 @@ class FakeCupy:
     __name__ = "cupy"
     ndarray = FakeArray
 
-    def __init__(self, shim: HostShim, devices: int = 2) -> None:
+    def __init__(self, shim: HostShim, multiprocessors: int = 2, devices: int = 2) -> None:
         self.shim, self.counts, self.current_device = shim, Counts(), 0
+        self.multiprocessors = multiprocessors
         for name in _UFUNCS:
             setattr(self, name, _Ufunc(self, getattr(np, name)))
         for name in _FUNCTIONS:

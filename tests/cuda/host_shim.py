@@ -30,8 +30,8 @@ _FLAGS = (
     "-U_FORTIFY_SOURCE",  # its longjmp does not know fibers
     "-Wall",
     "-Wno-unknown-pragmas",
+    "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow",
 )
-_CHECKS = "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow"
 
 ORDERS = {"forward": 0, "backward": 1, "strided": 2}
 
@@ -41,7 +41,12 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def _folder() -> Path:
+def unavailable() -> str | None:
+    """Why the kernels cannot be run on this machine's CPU, or ``None``."""
+    return None if compiler() else "running CUDA kernels on the CPU needs g++"
+
+
+def private_folder() -> Path:
     """A folder that only this user can write to: what is in it gets loaded."""
     folder = Path(tempfile.gettempdir()) / f"nnfast-cuda-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -50,27 +55,39 @@ def _folder() -> Path:
     return folder
 
 
-def _build(file: str, folder: Path) -> Path:
-    rows = ", ".join(
-        f'{{"{name}", shim::Entry<&{name}>::signature, shim::Entry<&{name}>::launch}}' for name in expressions(file)
-    )
-    text = f'#include "shim.h"\n{source(file)}\nSHIM_TABLE({rows})\n'
-    gxx = compiler()
-    assert gxx is not None
-    version = subprocess.run([gxx, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join((text, _HEADER.read_text(), *_FLAGS, _CHECKS, version)).encode()).hexdigest()[:20]
-    library = folder / f"{file}-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            cpp, made = Path(work) / f"{file}.cpp", Path(work) / f"{file}.so"
-            cpp.write_text(text)
-            command = [gxx, *_FLAGS, f"-I{_HEADER.parent}", "-c", _CHECKS, str(cpp), "-o", f"{made}.o"]
-            for step in (command, [gxx, "-shared", "-Wl,-Bsymbolic", f"{made}.o", "-o", str(made)]):
-                done = subprocess.run(step, capture_output=True, text=True)
-                if done.returncode or done.stderr:
-                    raise RuntimeError(f"g++ on {file}.cu: {done.stderr[:4000]}")
-            made.replace(library)
+def build(name: str, text: str, kernels: list[str], folder: Path) -> Path:
+    """Compile CUDA source `text` into a library that offers these kernels; returns its path.
+
+    Raises
+    ------
+    RuntimeError
+        If the compiler says anything at all.
+    """
+    rows = ", ".join(f'{{"{k}", shim::Entry<&{k}>::signature, shim::Entry<&{k}>::launch}}' for k in kernels)
+    text = f'#include "shim.h"\n{text}\nSHIM_TABLE({rows})\n'
+    parts = (text, _HEADER.read_text(), *_FLAGS, _version())
+    library = folder / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        cpp, compiled, linked = (Path(work) / f"{name}.{ending}" for ending in ("cpp", "o", "so"))
+        cpp.write_text(text)
+        compiler_path = compiler() or "g++"
+        for command in (
+            [compiler_path, *_FLAGS, f"-I{_HEADER.parent}", "-c", str(cpp), "-o", str(compiled)],
+            # Without -fsanitize here: what the checks call is in shim.h
+            [compiler_path, "-shared", "-Wl,-Bsymbolic", str(compiled), "-o", str(linked)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode or done.stderr:
+                raise RuntimeError(f"g++ on {name}.cu: {done.stderr[:4000]}")
+        linked.replace(library)
     return library
+
+
+@cache
+def _version() -> str:
+    return subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=True).stdout
 
 
 class ShimError(RuntimeError):
@@ -81,7 +98,7 @@ class Kernel:
     """One instantiation; called like a kernel, with NumPy arrays, numbers and ``None``."""
 
     def __init__(self, library: Any, number: int) -> None:
-        self._library = library
+        self.library = library
         self._number = number
         self.name: str = library.shim_name(number).decode()
         #: One code per parameter: ``k`` or ``p`` and the element's letter for a pointer, else the letter.
@@ -98,8 +115,8 @@ class Kernel:
         ]
         pointers = (ctypes.c_void_p * len(boxes))(*(ctypes.addressof(box) for box in boxes))
         shape = (ctypes.c_uint * 6)(*(*grid, 1, 1, 1)[:3], *(*block, 1, 1, 1)[:3])
-        if self._library.shim_launch(self._number, shape, pointers):
-            raise ShimError(f"{self.name}: {self._library.shim_error().decode()}")
+        if self.library.shim_launch(self._number, shape, pointers):
+            raise ShimError(f"{self.name}: {self.library.shim_error().decode()}")
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:
         """Run on NumPy arrays, whose dtypes must be those of the parameters."""
@@ -120,16 +137,22 @@ class HostShim:
     """All kernels by their name expressions."""
 
     def __init__(self) -> None:
-        folder = _folder()
+        folder = private_folder()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            paths = list(pool.map(lambda file: _build(file, folder), FILES))
-        self._libraries = [ctypes.CDLL(str(path)) for path in paths]
+            paths = list(pool.map(lambda file: build(file, source(file), expressions(file), folder), FILES))
+        self._libraries = [self.load(path) for path in paths]
         self.kernels: dict[str, Kernel] = {}
         for library in self._libraries:
-            library.shim_name.restype = library.shim_signature.restype = library.shim_error.restype = ctypes.c_char_p
             for i in range(library.shim_count()):
                 kernel = Kernel(library, i)
                 self.kernels[kernel.name] = kernel
+
+    @staticmethod
+    def load(path: Path) -> Any:
+        """A library made by :func:`build`."""
+        library = ctypes.CDLL(str(path))
+        library.shim_name.restype = library.shim_signature.restype = library.shim_error.restype = ctypes.c_char_p
+        return library
 
     def order(self, name: str) -> None:
         """Run blocks and threads ``"forward"``, ``"backward"`` or ``"strided"`` from now on."""

@@ -1,0 +1,116 @@
+"""The cache of compiled kernels: found again, private, and never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numba
+import pytest
+
+from nnfast.kernels.cpu import cache
+
+PROGRAM = """
+import numpy as np
+from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.kernels.cpu import driver, specialise
+
+x, out = np.ones((600, 64), np.float32), np.zeros((600, 64), np.float32)
+W = np.full((64, 64), 0.5, np.float32)
+for act in ("relu", "sigmoid"):
+    NumbaBackend().linear_act(x, W, None, act, out=out)
+assert np.allclose(out, 1), out
+hits = [kernel._cache_hits for kernel in specialise._kernels.values()]
+hits += [sum(f.stats.cache_hits.values()) for f in driver._built.values()]
+print(len(hits), sum(hits))
+"""
+
+
+def run(folder, code=PROGRAM, **env):
+    result = subprocess.run(
+        [sys.executable, "-W", "always::RuntimeWarning", "-c", textwrap.dedent(code)],
+        env={**os.environ, "NNFAST_CACHE": str(folder), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def counts(result):
+    return tuple(int(word) for word in result.stdout.split())
+
+
+def files(folder):
+    return [p for p in folder.rglob("*.nb?") if p.is_file()]
+
+
+def test_a_second_process_compiles_nothing_and_damage_is_repaired(tmp_path):
+    total, hits = counts(run(tmp_path))
+    assert total >= 4
+    assert hits == 0
+    (folder,) = tmp_path.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert counts(run(tmp_path)) == (total, total)
+    kept = {p: p.read_bytes() for p in files(tmp_path)}
+    assert len(kept) >= 2 * total
+    for suffix, length in ((".nbi", 10), (".nbi", 0), (".nbc", 200)):
+        for path, content in kept.items():
+            path.write_bytes(content[:length] if path.suffix == suffix else content)
+        run(tmp_path)  # recompiles rather than raises
+        assert counts(run(tmp_path)) == (total, total)
+
+
+def test_folder_that_cannot_be_made_costs_one_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run(tmp_path / "file" / "below")
+    assert result.stderr.count("compiled kernels are not cached") == 1
+
+
+def test_foreign_and_open_folders_are_refused(tmp_path, monkeypatch):
+    assert cache._usable(tmp_path / "new") is None
+    (tmp_path / "new").chmod(0o755)
+    assert cache._usable(tmp_path / "new") == "it is open to other users"
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert cache._usable(tmp_path / "link") == "it is not a folder"
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    assert cache._usable(tmp_path / "mine") == "it belongs to another user"
+
+
+def test_numbas_own_setting_is_left_alone(tmp_path):
+    before = numba.config.CACHE_DIR
+    seen = []
+    cache.compiled(lambda keep: seen.append((keep, numba.config.CACHE_DIR)), "nothing")
+    with cache._numba_folder(tmp_path):
+        assert str(tmp_path) == numba.config.CACHE_DIR
+    assert numba.config.CACHE_DIR == before
+    assert len(seen) == 1
+
+
+def test_a_real_error_is_raised():
+    def broken(keep):
+        raise ValueError("broken")
+
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="broken"):
+        cache.compiled(broken, "no such kernel")
+
+
+def test_every_source_is_in_the_digest(tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    sources = tmp_path / "cpu"
+    shutil.copytree(Path(cache.__file__).parent, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache, "__file__", str(sources / "cache.py"))
+    first = cache._digest()
+    assert first == cache._digest()
+    changed = sorted(sources.glob("*.py"))[-1]
+    changed.write_text(changed.read_text() + "\n# changed\n")
+    assert cache._digest() != first

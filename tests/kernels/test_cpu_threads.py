@@ -1,0 +1,155 @@
+"""Forks, several threads, other threading layers, and BLAS's own threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.kernels.cpu import threads, tuning
+
+SETUP = """
+import os, sys, threading
+import numpy as np
+import numba
+from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.kernels.cpu import threads
+
+rng = np.random.default_rng(0)
+x, W = rng.standard_normal((3000, 64)), rng.standard_normal((64, 96))
+want = np.maximum(x @ W, 0)
+
+def work(times=5):
+    out, dy, dW = np.empty((3000, 96)), np.ones((3000, 96)), np.empty((64, 96))
+    backend = NumbaBackend()
+    for _ in range(times):
+        out[:] = np.nan
+        backend.linear_act(x, W, None, "relu", out=out)
+        assert np.allclose(out, want)
+        dy[:] = 1
+        backend.linear_act_grad(dy, x, W, out, "relu", dx=None, dW=dW, db=None)
+        assert np.allclose(dW, x.T @ (want > 0))
+    return True
+"""
+
+LAYERS = ["omp", "workqueue", *(["tbb"] if importlib.util.find_spec("tbb") else [])]
+
+
+def run(code: str, **env: str) -> str:
+    """Run a program with at least two threads in a new process; returns what it printed."""
+    env = {**os.environ, "NUMBA_NUM_THREADS": "2", **env}
+    result = subprocess.run(
+        [sys.executable, "-c", SETUP + textwrap.dedent(code)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_fork_after_a_parallel_kernel(layer):
+    out = run(
+        """
+        import multiprocessing, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert work() and numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+        child = os.fork()
+        if child == 0:
+            ok = work() and threads.count() == 1
+            os._exit(0 if ok else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(work, [2, 2]) == [True, True]
+        assert work() and threads.count() == 2
+        print("ok")
+        """,
+        NUMBA_THREADING_LAYER=layer,
+    )
+    assert out == "ok\n"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_several_python_threads(layer):
+    out = run(
+        """
+        results = []
+        workers = [threading.Thread(target=lambda: results.append(work(20))) for _ in range(4)]
+        for w in workers: w.start()
+        for w in workers: w.join(60)
+        print(len(results), all(results))
+        """,
+        NUMBA_THREADING_LAYER=layer,
+    )
+    assert out == "4 True\n"
+
+
+def test_small_work_starts_no_threads():
+    out = run(
+        """
+        from numba.np.ufunc import parallel
+        a = np.ones((4, 4), np.float32)
+        out = np.empty_like(a)
+        NumbaBackend().linear_act(a, a, a[0], "tanh", out=out)
+        print(parallel._is_initialized)
+        """
+    )
+    assert out == "False\n"
+
+
+def test_blas_runs_on_one_thread_and_is_restored():
+    from threadpoolctl import ThreadpoolController
+
+    NumbaBackend().gemm(np.ones((4, 4)), np.ones((4, 4)), out=np.empty((4, 4)))
+    blas = ThreadpoolController().select(user_api="blas").lib_controllers
+    before = [library.get_num_threads() for library in blas]
+    ours = threads.single_threaded_blas._libraries()
+    try:
+        for library in ours:
+            library.set_num_threads(2)
+        with threads.single_threaded_blas:
+            with threads.single_threaded_blas:
+                assert [library.get_num_threads() for library in ours] == [1] * len(ours)
+            assert [library.get_num_threads() for library in ours] == [1] * len(ours)
+            if len(ours) < len(blas):
+                # NumPy's own library is the user's: its threads are not ours to take
+                others = [library.filepath for library in blas if library.filepath not in {o.filepath for o in ours}]
+                kept = [n for library, n in zip(blas, before, strict=True) if library.filepath in others]
+                now = [library.get_num_threads() for library in blas if library.filepath in others]
+                assert now == kept
+        assert [library.get_num_threads() for library in ours] == [2] * len(ours)
+    finally:
+        for library, number in zip(blas, before, strict=True):
+            library.set_num_threads(number)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64, 200, 5000, 100_003])
+@pytest.mark.parametrize("number", [1, 2, 7])
+@pytest.mark.parametrize("row_bytes", [4, 4096, 10**7])
+def test_tiles_cover_the_rows(rows, number, row_bytes):
+    tile = tuning.row_tile(rows, row_bytes, number)
+    assert 1 <= tile <= rows
+    for columns in (1, 500):
+        tile, tasks = tuning.row_chunks(rows, columns, number)
+        assert (tasks - 1) * tile < rows <= tasks * tile
+    chunk, tasks = tuning.chunks(rows, number)
+    assert (tasks - 1) * chunk < rows <= tasks * chunk
+    assert tasks == 1 or chunk % 64 == 0
+
+
+def test_results_do_not_depend_on_the_serial_or_parallel_driver(monkeypatch):
+    """The tiles are fixed when recorded; who runs them must not matter."""
+    rng = np.random.default_rng(0)
+    x, W, b = (rng.standard_normal(s).astype(np.float32) for s in ((2000, 64), (64, 96), (96,)))
+    out = np.empty((2000, 96), np.float32)
+    replay = NumbaBackend().capture(lambda bk: bk.linear_act(x, W, b, "gelu", out=out))
+    replay.run()
+    first = out.copy()
+    monkeypatch.setattr(threads, "count", lambda: 1)
+    replay.run()
+    np.testing.assert_array_equal(out, first)
