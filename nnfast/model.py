@@ -267,6 +267,27 @@ class Sequential(Network):
         wanted = [metrics_module.get(metric) for metric in metrics]
         return loop.Validation(self, X, y, sample_weight, resolved, wanted, self.dtype).evaluate(self, batch_size)
 
+    # ---- files --------------------------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
+        """Write the model, its training state and `extra` to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path_like
+            The file.
+        extra : mapping, optional
+            JSON to keep with the model; by default :attr:`extra`.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; what was there before is untouched.
+        TypeError
+            If a layer's configuration or `extra` is not JSON.
+        """
+        checkpoint.save(self, path, extra)
+
+
 
 def load(
     path: str | os.PathLike[str], *, custom: Mapping[str, Any] | None = None, device: str | Backend | None = None

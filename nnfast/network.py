@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -14,18 +14,70 @@ from . import devices, losses, optimizers, random
 from .backends.base import Backend
 from .backends.numpy_backend import NumpyBackend
 from .errors import NotBuiltError
+from .kernels import step_state as S
 from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
 from .parameters import Built, Parameters, build_chain
-from .training import checkpoint
-from .training.engine import TrainingState
-from .training.inference import PlanPool
-from .training.summary import Summary
+from .plan_pool import PlanPool
+from .summary import Summary
 
-__all__ = ["Network"]
+__all__ = ["Network", "TrainingState"]
 
 _DTYPES = ("float32", "float64")
 _UNKNOWN_INPUT = "its input size is not known; call fit, or build(in_shape), or give the first layer in_features="
+
+
+# Slots of the step state that a step changes and that belong to the optimizer: NAdam's running product
+CARRIED = (S.P4,)
+
+
+@dataclass
+class TrainingState:
+    """How far a model has been trained; saved with it.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of shuffles and dropout masks.
+    step, epoch : int
+        Optimizer steps and epochs done.
+    optimizer : dict or None
+        ``config()`` of the last optimizer.
+    carried : dict
+        Values that the optimizer itself keeps in the step state, by slot.
+    schedule : dict
+        ``state_dict()`` of the schedule.
+    """
+
+    seed: int
+    step: int = 0
+    epoch: int = 0
+    optimizer: dict[str, Any] | None = None
+    carried: dict[int, float] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return {**vars(self), "carried": {str(slot): value for slot, value in self.carried.items()}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrainingState:
+        """What :meth:`config` gave, checked.
+
+        Raises
+        ------
+        ValueError, TypeError, LookupError
+            If it is anything else.
+        """
+        optimizer = config["optimizer"]
+        if optimizer is not None and not isinstance(optimizer["name"], str):
+            raise TypeError(f"the optimizer's name must be text, not {optimizer['name']!r}")
+        step, epoch = int(config["step"]), int(config["epoch"])
+        carried = {int(slot): float(value) for slot, value in config["carried"].items()}
+        if not (0 <= step <= 2**53 and 0 <= epoch <= 2**53) or not set(carried) <= set(CARRIED):
+            raise ValueError(f"step {step}, epoch {epoch} or the optimizer's values {carried} are not possible")
+        seed = random.checked_seed(int(config["seed"]))
+        return cls(seed, step, epoch, optimizer, carried, dict(config["schedule"]))
 
 
 class Network:
@@ -245,25 +297,6 @@ class Network:
             That the plan is made for.
         """
         return Summary(self.built, self.parameters, positive_int(batch_size, "batch_size"))
-
-    def save(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
-        """Write the model, its training state and `extra` to a safetensors file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path_like
-            The file.
-        extra : mapping, optional
-            JSON to keep with the model; by default :attr:`extra`.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; what was there before is untouched.
-        TypeError
-            If a layer's configuration or `extra` is not JSON.
-        """
-        checkpoint.save(self, path, extra)
 
     def copy(self) -> Self:
         """An independent copy, weights and training state included."""

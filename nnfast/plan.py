@@ -257,11 +257,16 @@ class Plan:
         inert = before.copy()
         inert[[S.CURSOR, S.ROW]] = 0
         inert[S.BAD_STEP] = 1
+        # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
+        first = None if self.outputs is None else self.outputs[: self.batch]
+        kept = None if first is None else np.array(self.backend.to_numpy(first))
         self.backend.copy(inert, out=self.state)
         try:
             return self.backend.capture(step)
         finally:
             self.backend.copy(before, out=self.state)
+            if kept is not None:
+                self.backend.copy(kept, out=first)
 
     def _program(self, rows: int) -> _Program:
         if not 1 <= rows <= self.batch:

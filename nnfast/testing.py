@@ -231,7 +231,8 @@ def check_layer(
                 for name, value in other.results().items():
                     rtol, atol = forward if name in ("output", "loss") else gradient
                     atol *= max(1.0, float(np.abs(expected[name]).max(initial=0.0)))
-                    _close(value, expected[name], rtol, atol, f"{layer} on {backend.device}, {dtype}, {attempt}: {name}")
+                    where = f"{layer} on {backend.device}, {dtype}, {attempt}"
+                    _close(value, expected[name], rtol, atol, f"{where}: {name}")
             if backend.name == "numba" and layer.replayable:
                 _check_no_allocation(other, f"{layer} on {backend.device}, {dtype}")
 

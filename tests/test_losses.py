@@ -98,17 +98,12 @@ def test_a_model_that_ends_in_the_link_is_trained_from_the_logits(backend, rng, 
 
 def test_saturated_logits_lose_nothing(backend):
     """From probabilities, log(0) would be infinite here."""
-    for loss, y, scale in (("cross_entropy", [1], 2.0), ("binary_cross_entropy", [[0.0, 1.0]], 1.0)):
-        model = nf.Sequential([nf.Activation("softmax" if scale == 2.0 else "sigmoid")]).build(2)
-        result = model.evaluate([[500.0, -500.0]], y, loss=loss, device=backend)
-        # A lone activation stays: there would be no layer left
-        assert result["loss"] > 0
-    chain = [nf.Dense(2, "softmax", initializer=lambda shape, rng: np.eye(2))]
-    model = nf.Sequential(chain).build(2)
-    assert model.evaluate([[500.0, -500.0]], [1], loss="cross_entropy", device=backend)["loss"] == 1000.0
-    chain = [nf.Dense(2, "sigmoid", initializer=lambda shape, rng: np.eye(2))]
-    model = nf.Sequential(chain).build(2)
-    assert model.evaluate([[500.0, -500.0]], [[0, 1]], loss="bce", device=backend)["loss"] == 500.0
+    for activation, loss, y, expected in (
+        ("softmax", "cross_entropy", [1], 1000.0),
+        ("sigmoid", "binary_cross_entropy", [[0, 1]], 500.0),
+    ):
+        model = nf.Sequential([nf.Dense(2, activation, initializer=lambda shape, rng: np.eye(2))]).build(2)
+        assert model.evaluate([[500.0, -500.0]], y, loss=loss, device=backend)["loss"] == expected
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------
@@ -146,8 +141,8 @@ def test_shapes_of_targets(shape, out_shape, expected):
         ("mse", np.zeros(4), (3,), ValueError, r"targets of shape \(4,\)"),
         ("mae", np.array(["a", "b"]), (1,), TypeError, r"MeanAbsoluteError: targets must be numbers, not <U1"),
         ("huber", np.array([1j]), (1,), TypeError, r"Huber: targets must be numbers, not complex128"),
-        ("mse", np.array([0.0, np.nan]), (1,), ValueError, r"contain NaN or infinity, first in row 1"),
-        ("mse", np.array([[0.0, np.inf]]), (2,), ValueError, r"contain NaN or infinity, first in row 0"),
+        ("mse", np.array([0.0, np.nan]), (1,), ValueError, r"contain NaN or infinity.*, first in row 1"),
+        ("mse", np.array([[0.0, np.inf]]), (2,), ValueError, r"contain NaN or infinity.*, first in row 0"),
         ("bce", np.array([0.0, 1.5]), (1,), ValueError, r"must be in \[0, 1\], row 1 has 1.5; .*cross_entropy"),
         ("bce", np.array([[0, -1]]), (2,), ValueError, r"must be in \[0, 1\], row 0 has -1"),
         ("poisson", np.array([1, -2]), (1,), ValueError, r"Poisson: targets must not be negative, the smallest is -2"),
@@ -161,7 +156,7 @@ def test_shapes_of_targets(shape, out_shape, expected):
         ("cross_entropy", np.array(["cat", "dog"]), (3,), TypeError, r"class labels must be integers, .*encode names"),
         ("cross_entropy", np.zeros((2, 2)), (3,), ValueError, r"\(2, 2\) are neither \(n,\) nor \(n, 3\)"),
         ("cross_entropy", np.array([[0.5, -0.5, 1.0]]), (3,), ValueError, r"soft targets must not be negative"),
-        ("cross_entropy", np.array([[0.5, np.nan, 1.0]]), (3,), ValueError, r"NaN or infinity, first in row 0"),
+        ("cross_entropy", np.array([[0.5, np.nan, 1.0]]), (3,), ValueError, r"NaN or infinity.*, first in row 0"),
         ("cross_entropy", np.zeros(2), (1,), ValueError, r"needs one output per class, .*binary_cross_entropy"),
         ("cross_entropy", np.zeros(2), (2, 3), ValueError, r"output must be \(n, classes\), it is \(n, 2, 3\)"),
     ],

@@ -23,12 +23,14 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 
+_numba_config: Any = numba.config  # its attributes are set at run time
 _config_lock = threading.RLock()
 
 
 def _digest() -> str:
     h = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for source in (*sorted(here.glob("*.py")), here.parent / "step_state.py"):
         h.update(source.name.encode())
         h.update(source.read_bytes())
     features = llvm.get_host_cpu_features().flatten()
@@ -76,12 +78,12 @@ def folder() -> Path | None:
 def _numba_folder(path: Path | None) -> Iterator[None]:
     """Numba reads its folder while decorating; the user's own functions must not end up in ours."""
     with _config_lock:
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(path) if path else before
+        before = _numba_config.CACHE_DIR
+        _numba_config.CACHE_DIR = str(path) if path else before
         try:
             yield
         finally:
-            numba.config.CACHE_DIR = before
+            _numba_config.CACHE_DIR = before
 
 
 def _forget(path: Path, name: str) -> bool:

@@ -52,19 +52,22 @@ def _parallel(calls, steps):
     for _ in range(steps):
         for c in range(calls.shape[0]):
             if calls[c, 4] != 0:
-                REGION(calls[c, 0], calls[c, 1], calls[c, 2], calls[c, 3])  # noqa: F821
+                REGION(calls[c, 0], calls[c, 1], calls[c, 2], calls[c, 3])
             else:
                 for task in range(calls[c, 3]):
                     call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
 
 
+REGION: Any = None  # the compiled _region, for _parallel
 _lock = threading.RLock()
 _built: dict[str, Any] = {}
 _SIGNATURE = types.void(types.int64[:, ::1], types.int64)
+_REGION_SIGNATURE = types.void(*[types.int64] * 4)
 
 
 def _driver(parallel: bool) -> Any:
     """The compiled driver. The serial one has no parallel region in it, so it starts no threads."""
+    global REGION
     key = "parallel" if parallel else "serial"
     found = _built.get(key)
     if found is not None:
@@ -73,17 +76,11 @@ def _driver(parallel: bool) -> Any:
         if key not in _built:
             if parallel:
                 threads.find_tbb()
-                region = compiled(
-                    lambda cache: njit(types.void(*[types.int64] * 4), parallel=True, nogil=True, cache=cache)(_region),
-                    "_region",
+                REGION = compiled(
+                    lambda cache: njit(_REGION_SIGNATURE, parallel=True, nogil=True, cache=cache)(_region), "_region"
                 )
-                globals()["REGION"] = region
-                template = _parallel
-            else:
-                template = _serial
-            _built[key] = compiled(
-                lambda cache: njit(_SIGNATURE, nogil=True, cache=cache)(template), template.__name__
-            )
+            template = _parallel if parallel else _serial
+            _built[key] = compiled(lambda cache: njit(_SIGNATURE, nogil=True, cache=cache)(template), template.__name__)
         return _built[key]
 
 

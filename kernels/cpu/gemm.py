@@ -5,7 +5,7 @@ can take BLAS's place here. BLAS is called by address (from ``scipy.linalg.cytho
 dimensions, so nothing is copied; a row-major C = A B is the column-major C^T = B^T A^T.
 """
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from functools import cache as once
@@ -97,9 +97,7 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
     return Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out))
 
 
-def gemm_calls(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float
-) -> list[Call]:
+def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float) -> list[Call]:
     """The calls of one product of C-contiguous 2-d arrays of one dtype, float32 or float64."""
     m, n = out.shape
     k = a.shape[0] if trans_a else a.shape[1]
@@ -121,4 +119,4 @@ def gemm_calls(
     ints[TILE] = tile = max(1, -(-m // number))
     tasks = -(-m // tile)
     address = kernel(gemm_rows, out.dtype, BLOCK=block)
-    return [Call(address, ints, np.array([beta]), tasks, tasks > 1, blas=True, keep=(a, b, out))]
+    return [Call(address, ints, np.array([beta]), tasks, tasks > 1, tile * n * k > tuning.TINY_PRODUCT, (a, b, out))]

@@ -1,6 +1,6 @@
 """A fully connected layer, tile by tile: product, bias and activation while the tile is in the cache."""
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from typing import Any
@@ -42,7 +42,13 @@ def linear_backward(I, F, task):
 
 
 def forward_calls(
-    x: np.ndarray, W: np.ndarray, b: np.ndarray | None, name: str, alpha: float, out: np.ndarray, saved: np.ndarray | None
+    x: np.ndarray,
+    W: np.ndarray,
+    b: np.ndarray | None,
+    name: str,
+    alpha: float,
+    out: np.ndarray,
+    saved: np.ndarray | None,
 ) -> list[Call]:
     """The call of ``out = f(x @ W + b)``; all arrays C-contiguous, of one dtype, float32 or float64."""
     (n, k), m, dtype = x.shape, W.shape[1], out.dtype
@@ -62,7 +68,17 @@ def forward_calls(
     )  # fmt: skip
     tasks = -(-n // tile)
     address = kernel(linear_forward, dtype, BLOCK=block_function(dtype))
-    return [Call(address, ints, np.array([alpha]), tasks, tasks > 1 and number > 1, True, (x, W, b, out, saved))]
+    return [
+        Call(
+            address,
+            ints,
+            np.array([alpha]),
+            tasks,
+            tasks > 1 and number > 1,
+            k * m * tile > tuning.TINY_PRODUCT,
+            (x, W, b, out, saved),
+        )
+    ]
 
 
 def backward_calls(
@@ -107,5 +123,7 @@ def backward_calls(
     )  # fmt: skip
     keep: tuple[Any, ...] = (dy, x, W, saved, dx, dW_parts, db_parts)
     address = kernel(linear_backward, dtype, BLOCK=block_function(dtype))
-    first = Call(address, ints, np.array([alpha]), tasks, tasks > 1 and number > 1, True, keep)
+    first = Call(
+        address, ints, np.array([alpha]), tasks, tasks > 1 and number > 1, k * m * tile > tuning.TINY_PRODUCT, keep
+    )
     return [first, *after]

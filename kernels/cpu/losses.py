@@ -1,6 +1,6 @@
 """Losses: value and gradient in one pass over the rows, partial sums in float64, added in a fixed order."""
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from math import log, nan

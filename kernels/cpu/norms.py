@@ -1,6 +1,6 @@
 """Layer and batch normalisation over the rows and columns of 2-d arrays."""
 
-# ruff: noqa: F821 - T and ptr are put in by specialise.py
+# ruff: noqa: E741 - T and ptr are put in by specialise.py
 from __future__ import annotations
 
 from math import inf, sqrt
@@ -182,10 +182,12 @@ def _rows_call(template: Any, x: np.ndarray, arrays: tuple[Any, ...], floats: tu
 
 
 def _tasks(x: np.ndarray) -> int:
-    return tuning.row_chunks(*x.shape, threads.count())[1]
+    return tuning.row_chunks(x.shape[0], x.shape[1], threads.count())[1]
 
 
-def _small_call(template: Any, dtype: Any, arrays: tuple[np.ndarray, ...], size: int, floats: tuple[float, ...]) -> Call:
+def _small_call(
+    template: Any, dtype: Any, arrays: tuple[np.ndarray, ...], size: int, floats: tuple[float, ...]
+) -> Call:
     ints = np.array([*map(_address, arrays), size], np.int64)
     return Call(kernel(template, dtype), ints, np.array(floats), keep=arrays)
 
@@ -283,4 +285,6 @@ def track_call(
 ) -> Call:
     """Running statistics."""
     unbiased = rows / max(rows - 1, 1)
-    return _small_call(track, mean.dtype, (state, mean, var, running_mean, running_var), mean.size, (momentum, unbiased))
+    return _small_call(
+        track, mean.dtype, (state, mean, var, running_mean, running_var), mean.size, (momentum, unbiased)
+    )

@@ -5,7 +5,7 @@ because their new value was not finite in its own flag; a last call of one task 
 no task of the same step sees it early.
 """
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from math import inf, sqrt
@@ -293,7 +293,9 @@ def step_calls(name: str, state: np.ndarray, arrays: tuple[np.ndarray | None, ..
     flags = np.zeros(tasks)
     addresses = [0 if a is None else a.ctypes.data for a in arrays]
     ints = np.array([state.ctypes.data, flags.ctypes.data, size, chunk, *addresses], np.int64)
-    call = Call(kernel(template, dtype, variant, **names), ints, np.zeros(1), tasks, tasks > 1, keep=(state, flags, arrays))
+    call = Call(
+        kernel(template, dtype, variant, **names), ints, np.zeros(1), tasks, tasks > 1, keep=(state, flags, arrays)
+    )
     if name == "ema":
         return [call]
     record = np.array([state.ctypes.data, flags.ctypes.data, tasks, name == "nadam"], np.int64)

@@ -1,6 +1,6 @@
 """Element-wise kernels: sums, copies, clipping, dropout, the squared norm."""
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from typing import Any
@@ -119,7 +119,9 @@ def dropout(I, F, task):
         out[i] = out[i] * scale if words[i % 4] < threshold else T(0.0)
 
 
-def _call(template: Any, dtype: Any, size: int, head: tuple[int, ...], tail: tuple[int, ...], floats: Any, keep: Any) -> Call:
+def _call(
+    template: Any, dtype: Any, size: int, head: tuple[int, ...], tail: tuple[int, ...], floats: Any, keep: Any
+) -> Call:
     """A call over `size` elements whose record is ``(*head, size, chunk, *tail)``."""
     chunk, tasks = tuning.chunks(size, threads.count())
     ints = np.array([*head, size, chunk, *tail], np.int64)

@@ -1,6 +1,6 @@
 """Moving rows: gather, scatter-add, the batch's rows. Rows are copied as bytes, so any dtype will do."""
 
-# ruff: noqa: F821 - T, ptr and the capitals are put in by specialise.py
+# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 import numpy as np
@@ -81,7 +81,5 @@ def scatter_add_call(x: np.ndarray, index: np.ndarray, out: np.ndarray) -> Call:
     """``out[index[i]] += x[i]``; tasks take columns, so that repeated indices need no locks."""
     columns = x.size // max(len(x), 1)
     tile, tasks = tuning.row_chunks(columns, len(x), threads.count())
-    ints = np.array(
-        [x.ctypes.data, len(x), index.ctypes.data, out.ctypes.data, len(out), columns, tile], np.int64
-    )
+    ints = np.array([x.ctypes.data, len(x), index.ctypes.data, out.ctypes.data, len(out), columns, tile], np.int64)
     return Call(kernel(scatter_add, x.dtype), ints, np.zeros(1), tasks, tasks > 1, keep=(x, index, out))

@@ -20,7 +20,7 @@ from .intrinsics import exponent_factors, polynomial, rounder
 from .specialise import function
 
 # (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2; what it adds to exp(r) is off by 2.3e-8 and 4e-17
-EXP = {
+EXP_COEFFICIENTS = {
     np.dtype(np.float32): (0.5, 0.16666576266288757, 0.041666556149721146, 0.008363178931176662, 0.0013926184037700295),
     np.dtype(np.float64): (
         0.5000000000000001,
@@ -37,7 +37,7 @@ EXP = {
 }
 # (log1p(u) - 2 s) / s**3 as a function of s**2, s = u / (2 + u), s**2 in [0, 1/9]; relative error in
 # log1p(u): 1.5e-8 and 5e-18
-LOG1P = {
+LOG1P_COEFFICIENTS = {
     np.dtype(np.float32): (0.6666663885116577, 0.40007561445236206, 0.28236618638038635, 0.2685149908065796),
     np.dtype(np.float64): (
         0.6666666666666666,
@@ -53,7 +53,7 @@ LOG1P = {
     ),
 }
 # erf(x) / x - 1 as a function of x**2 in [0, 1]; relative error in erf 4.3e-8 and 8e-18
-ERF = {
+ERF_COEFFICIENTS = {
     np.dtype(np.float32): (
         0.12837912142276764,
         -0.37612342834472656,
@@ -79,7 +79,7 @@ ERF = {
 }
 # exp(a**2) erfc(a) as a function of 2 / (2 + a) - 0.4375, a in [1, 5] and [1, 6] (erfc is below half a unit
 # of erf's last place beyond); error times exp(-a**2): 1e-9 and 9e-18
-ERFC = {
+ERFC_COEFFICIENTS = {
     np.dtype(np.float32): (
         0.2056201994419098,
         0.7408718466758728,
@@ -109,11 +109,15 @@ ERFC = {
 }
 
 
-
 # Range reduction x = k ln 2 + r (Cody and Waite): ln 2 in two parts, the first short enough that k times it
 # is exact. Beyond LOWEST and HIGHEST the result is 0 or infinite anyway, and k would leave its field.
 _REDUCTION = {
-    np.dtype(np.float32): {"LN2_HIGH": 0.693359375, "LN2_LOW": -2.12194440054690583e-4, "LOWEST": -105.0, "HIGHEST": 90.0},
+    np.dtype(np.float32): {
+        "LN2_HIGH": 0.693359375,
+        "LN2_LOW": -2.12194440054690583e-4,
+        "LOWEST": -105.0,
+        "HIGHEST": 90.0,
+    },
     np.dtype(np.float64): {
         "LN2_HIGH": 6.93147180369123816490e-01,
         "LN2_LOW": 1.90821492927058770002e-10,
@@ -124,7 +128,6 @@ _REDUCTION = {
 LOG2_E = 1.0 / log(2.0)
 
 
-# ruff: noqa: F821 - T and the capitals are put in by specialise.py
 def exp(x):
     c = T(LOWEST) if x < T(LOWEST) else x
     c = T(HIGHEST) if c > T(HIGHEST) else c
@@ -186,10 +189,10 @@ def names(dtype: np.dtype[Any]) -> dict[str, Any]:
     kind = types.float32 if dtype == np.float32 else types.float64
     constants = {**_REDUCTION[dtype], "ROUNDER": rounder(kind), "ERF_END": 5.0 if dtype == np.float32 else 6.0}
     polynomials = {
-        "EXP_POLYNOMIAL": polynomial(EXP[dtype]),
-        "LOG1P_POLYNOMIAL": polynomial(LOG1P[dtype]),
-        "ERF_POLYNOMIAL": polynomial(ERF[dtype]),
-        "ERFC_POLYNOMIAL": polynomial(ERFC[dtype]),
+        "EXP_POLYNOMIAL": polynomial(EXP_COEFFICIENTS[dtype]),
+        "LOG1P_POLYNOMIAL": polynomial(LOG1P_COEFFICIENTS[dtype]),
+        "ERF_POLYNOMIAL": polynomial(ERF_COEFFICIENTS[dtype]),
+        "ERFC_POLYNOMIAL": polynomial(ERFC_COEFFICIENTS[dtype]),
     }
     found: dict[str, Any] = {}
     for template in (exp, expm1, log1p, sigmoid, softplus, tanh, erf):

@@ -26,8 +26,8 @@ FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
 EXACT = {"contract", "nsz"}
 
 _lock = threading.RLock()
-_functions: dict[str, Any] = {}
-_kernels: dict[str, Any] = {}
+_functions: dict[tuple[Any, Any, str], Any] = {}
+_kernels: dict[tuple[Any, Any, str], Any] = {}
 SUFFIX = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
@@ -58,16 +58,21 @@ def function(
     template: Callable[..., Any], dtype: np.dtype[Any], variant: str = "", *, exact: bool = False, **names: Any
 ) -> Any:
     """A function for use inside kernels, compiled into the kernel that calls it; arguments as :func:`kernel`'s."""
-    name = "_".join(filter(None, (template.__name__, variant, SUFFIX[dtype])))
-    key = f"{template.__module__}.{name}"
+    key = (template, dtype, variant)
+    if (found := _functions.get(key)) is not None:
+        return found
     with _lock:
         if key not in _functions:
+            name = "_".join(filter(None, (template.__name__, variant, SUFFIX[dtype])))
             copy = copy_of(template, name, {**scalar_names(dtype), **names})
-            _functions[key] = njit(fastmath=EXACT if exact else FAST, error_model="numpy", forceinline=True)(copy)
+            fastmath = EXACT if exact else FAST
+            _functions[key] = njit(fastmath=fastmath, error_model="numpy", forceinline=True)(copy)
         return _functions[key]
 
 
-def kernel(template: Callable[..., Any], dtype: Any = None, variant: str = "", *, exact: bool = False, **names: Any) -> int:
+def kernel(
+    template: Callable[..., Any], dtype: Any = None, variant: str = "", *, exact: bool = False, **names: Any
+) -> int:
     """The address of a compiled kernel; compiled, or read from disk, when first asked for.
 
     Parameters
@@ -83,20 +88,18 @@ def kernel(template: Callable[..., Any], dtype: Any = None, variant: str = "", *
     **names
         Globals of the template that this copy replaces.
     """
-    dtype = None if dtype is None else np.dtype(dtype)
-    name = "_".join(filter(None, (template.__name__, variant, SUFFIX[dtype] if dtype else "")))
-    key = f"{template.__module__}.{name}"
-    found = _kernels.get(key)
-    if found is None:
-        with _lock:
-            found = _kernels.get(key)
-            if found is None:
-                copy = copy_of(template, name, {**(scalar_names(dtype) if dtype else {}), **names})
-                found = compiled(
-                    lambda cache: cfunc(
-                        intrinsics.KERNEL, cache=cache, fastmath=EXACT if exact else FAST, error_model="numpy"
-                    )(copy),
-                    name,
-                )
-                _kernels[key] = found
-    return int(found.address)
+    key = (template, dtype, variant)
+    if (found := _kernels.get(key)) is not None:
+        return int(found.address)
+    with _lock:
+        if key not in _kernels:
+            suffix, scalars = ("", {}) if dtype is None else (SUFFIX[dtype], scalar_names(dtype))
+            name = "_".join(filter(None, (template.__name__, variant, suffix)))
+            copy = copy_of(template, name, {**scalars, **names})
+            fastmath = EXACT if exact else FAST
+
+            def decorate(cache: bool) -> Any:
+                return cfunc(intrinsics.KERNEL, cache=cache, fastmath=fastmath, error_model="numpy")(copy)
+
+            _kernels[key] = compiled(decorate, name)
+        return int(_kernels[key].address)

@@ -1,5 +1,6 @@
 """The step's own bookkeeping on the step state."""
 
+# ruff: noqa: E741 - globals in capitals are put in where the copies are made
 from __future__ import annotations
 
 from math import inf, nan, sqrt
@@ -52,14 +53,16 @@ def batch_weight(I, F, task):
     if I[1] == 0:
         state[S.BATCH_WEIGHT] = F[0]
         return
-    weight = ptr(I[1])  # noqa: F821
+    weight = ptr(I[1])
     total = 0.0
     for i in range(I[2]):
         total += D(weight[i])
     state[S.BATCH_WEIGHT] = total
 
 
-def state_call(template: Any, state: np.ndarray, *more: int, value: float = 0.0, keep: Any = (), dtype: Any = None) -> Call:
+def state_call(
+    template: Any, state: np.ndarray, *more: int, value: float = 0.0, keep: Any = (), dtype: Any = None
+) -> Call:
     """A call of one of the kernels above."""
     ints = np.array([state.ctypes.data, *more], np.int64)
     return Call(kernel(template, dtype), ints, np.array([value]), keep=(state, keep))

@@ -19,6 +19,7 @@ from typing import Any
 import numba
 from numba.np.ufunc import parallel as pool
 
+_numba_config: Any = numba.config  # its attributes are set at run time
 _forked = False
 _region_lock = threading.Lock()
 _no_lock = nullcontext()
@@ -29,7 +30,7 @@ def count() -> int:
     if _forked:
         return 1
     if not pool._is_initialized:
-        return int(numba.config.NUMBA_NUM_THREADS)
+        return int(_numba_config.NUMBA_NUM_THREADS)
     return int(numba.get_num_threads())
 
 
@@ -97,8 +98,6 @@ class _SingleThreadedBlas:
 
 
 single_threaded_blas = _SingleThreadedBlas()
-
-
 
 
 def _after_fork() -> None:

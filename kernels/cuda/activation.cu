@@ -8,26 +8,21 @@ __global__ void __launch_bounds__(256)
 bias_act(const T* x, const T* bias, T* z, T* y, index_t n, index_t m, double alpha) {
     const Act<T> act(alpha);
     constexpr int N = Pack<T>::N;
-    bool packed = aligned16(x) && aligned16(y) && aligned16(z) && aligned16(bias) && m % N == 0;
-    index_t packs = packed ? n / N : 0;
-    GRID_STRIDE(p, packs) {
-        Pack<T> v = load_pack(x + p * N);
+    bool packed = aligned16(x) && aligned16(y) && aligned16(z);
+    PACK_STRIDE(i, n, N) {
+        Pack<T> v = load_pack(x, i, n, packed);
         if (bias) {
-            Pack<T> b = load_pack(bias + remainder(p * N, m));
+            index_t column = remainder(i, m);
 #pragma unroll
-            for (int j = 0; j < N; j++) v.v[j] += b.v[j];
+            for (int j = 0; j < N; j++) {
+                v.v[j] += bias[column];
+                column = column + 1 == m ? 0 : column + 1;
+            }
         }
-        if (z) store_pack(z + p * N, v);
+        if (z) store_pack(z, i, n, packed, v);
 #pragma unroll
         for (int j = 0; j < N; j++) v.v[j] = act.value(v.v[j]);
-        store_pack(y + p * N, v);
-    }
-    if (packed) return;  // m is a multiple of N, so n is too
-    GRID_STRIDE(i, n) {
-        T v = x[i];
-        if (bias) v += bias[remainder(i, m)];
-        if (z) z[i] = v;
-        y[i] = act.value(v);
+        store_pack(y, i, n, packed, v);
     }
 }
 
@@ -49,6 +44,7 @@ act_grad_bias(const T* dy, const T* saved, T* dz, T* sums, index_t rows, index_t
     const Chunk chunk(rows, rows_per_chunk);
     T sum = 0;
     if (column < m)
+#pragma unroll 2  // enough loads in flight; four copies of a double-precision erf are not worth it
         for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
             index_t i = r * m + column;
             T d = dy[i];

@@ -23,44 +23,57 @@ struct alignas(16) Pack {
 
 __device__ inline bool aligned16(const void* p) { return ((unsigned long long)p & 15) == 0; }
 
+// The elements i.. of an array of n: in one transaction where `packed` says that addresses allow it, and
+// one by one at the array's end, with zeros beyond it
 template <typename T>
-__device__ inline Pack<T> load_pack(const T* p) {
-    return *reinterpret_cast<const Pack<T>*>(p);
+__device__ inline Pack<T> load_pack(const T* a, index_t i, index_t n, bool packed) {
+    if (packed && i + Pack<T>::N <= n) return *reinterpret_cast<const Pack<T>*>(a + i);
+    Pack<T> pack;
+#pragma unroll
+    for (int j = 0; j < Pack<T>::N; j++) pack.v[j] = i + j < n ? a[i + j] : T(0);
+    return pack;
 }
 
 template <typename T>
-__device__ inline void store_pack(T* p, const Pack<T>& pack) {
-    *reinterpret_cast<Pack<T>*>(p) = pack;
+__device__ inline void store_pack(T* a, index_t i, index_t n, bool packed, const Pack<T>& pack) {
+    if (packed && i + Pack<T>::N <= n) {
+        *reinterpret_cast<Pack<T>*>(a + i) = pack;
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < Pack<T>::N; j++)
+        if (i + j < n) a[i + j] = pack.v[j];
 }
 
-// out[i] = f(a[i]); out may be a. Packs where both are aligned, the rest one by one.
+// for i = the first element of each of this thread's packs
+#define PACK_STRIDE(i, n, N)                                                               \
+    _Pragma("unroll 1") for (index_t i = (blockIdx.x * (index_t)blockDim.x + threadIdx.x) * (N); i < (n); \
+         i += (index_t)gridDim.x * blockDim.x * (N))
+
+// out[i] = f(a[i]); out may be a
 template <typename T, class F>
 __device__ inline void map(const T* a, T* out, index_t n, F f) {
     constexpr int N = Pack<T>::N;
-    index_t packs = aligned16(a) && aligned16(out) ? n / N : 0;
-    GRID_STRIDE(p, packs) {
-        Pack<T> x = load_pack(a + p * N);
+    bool packed = aligned16(a) && aligned16(out);
+    PACK_STRIDE(i, n, N) {
+        Pack<T> x = load_pack(a, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) x.v[j] = f(x.v[j]);
-        store_pack(out + p * N, x);
+        store_pack(out, i, n, packed, x);
     }
-    index_t rest = n - packs * N;
-    GRID_STRIDE(i, rest) out[packs * N + i] = f(a[packs * N + i]);
 }
 
 // out[i] = f(a[i], b[i]); out may be a or b
 template <typename T, class F>
 __device__ inline void map(const T* a, const T* b, T* out, index_t n, F f) {
     constexpr int N = Pack<T>::N;
-    index_t packs = aligned16(a) && aligned16(b) && aligned16(out) ? n / N : 0;
-    GRID_STRIDE(p, packs) {
-        Pack<T> x = load_pack(a + p * N), y = load_pack(b + p * N);
+    bool packed = aligned16(a) && aligned16(b) && aligned16(out);
+    PACK_STRIDE(i, n, N) {
+        Pack<T> x = load_pack(a, i, n, packed), y = load_pack(b, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) x.v[j] = f(x.v[j], y.v[j]);
-        store_pack(out + p * N, x);
+        store_pack(out, i, n, packed, x);
     }
-    index_t rest = n - packs * N;
-    GRID_STRIDE(i, rest) out[packs * N + i] = f(a[packs * N + i], b[packs * N + i]);
 }
 
 // i % m; a 64-bit division costs several times a 32-bit one

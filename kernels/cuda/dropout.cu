@@ -28,19 +28,12 @@ dropout(const T* x, T* y, index_t n, const double* state, index_t stream, index_
     index_t groups = (n + 3) / 4;
     GRID_STRIDE(g, groups) {
         Words w = philox(Words{{(unsigned)g, (unsigned)stream, (unsigned)step, (unsigned)(step >> 32)}}, k0, k1);
-        index_t start = 4 * g;
-        if (packed && start + 4 <= n) {
 #pragma unroll
-            for (int j = 0; j < 4; j += N) {
-                Pack<T> v = load_pack(x + start + j);
+        for (int j = 0; j < 4; j += N) {
+            Pack<T> v = load_pack(x, 4 * g + j, n, packed);
 #pragma unroll
-                for (int i = 0; i < N; i++) v.v[i] = w.v[j + i] < threshold ? v.v[i] * T(scale) : T(0);
-                store_pack(y + start + j, v);
-            }
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (start + j < n) y[start + j] = w.v[j] < threshold ? x[start + j] * T(scale) : T(0);
+            for (int i = 0; i < N; i++) v.v[i] = w.v[j + i] < threshold ? v.v[i] * T(scale) : T(0);
+            store_pack(y, 4 * g + j, n, packed, v);
         }
     }
 }

@@ -40,33 +40,23 @@ optimizer_step(typename R::type* param, const typename R::type* grad, typename R
         bool packed = true;
 #pragma unroll
         for (int k = 0; k < A; k++) packed = packed && aligned16(arrays[k]);
-        index_t packs = packed ? n / N : 0;
-        GRID_STRIDE(p, packs) {
+        PACK_STRIDE(i, n, N) {
             Pack<T> v[A];
 #pragma unroll
-            for (int k = 0; k < A; k++) v[k] = load_pack(arrays[k] + p * N);
+            for (int k = 0; k < A; k++) v[k] = load_pack(arrays[k], i, n, packed);
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 T e[A];
 #pragma unroll
                 for (int k = 0; k < A; k++) e[k] = v[k].v[j];
-                bad |= advance(rule, e);
+                bool failed = advance(rule, e);
+                bad |= failed && i + j < n;
 #pragma unroll
                 for (int k = 0; k < A; k++) v[k].v[j] = e[k];
             }
 #pragma unroll
             for (int k = 0; k < A; k++)
-                if (k != 1) store_pack(arrays[k] + p * N, v[k]);
-        }
-        index_t rest = n - packs * N;
-        GRID_STRIDE(i, rest) {
-            T e[A];
-#pragma unroll
-            for (int k = 0; k < A; k++) e[k] = arrays[k][packs * N + i];
-            bad |= advance(rule, e);
-#pragma unroll
-            for (int k = 0; k < A; k++)
-                if (k != 1) arrays[k][packs * N + i] = e[k];
+                if (k != 1) store_pack(arrays[k], i, n, packed, v[k]);
         }
     }
     bad = __syncthreads_or(bad);

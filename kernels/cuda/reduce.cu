@@ -20,16 +20,11 @@ __global__ void __launch_bounds__(256)
 sq_norm(const T* x, index_t n, double* out, double* state, double max_norm, double* partial, unsigned* sync) {
     constexpr int N = Pack<T>::N;
     double sum = 0, total;
-    index_t packs = aligned16(x) ? n / N : 0;
-    GRID_STRIDE(p, packs) {
-        Pack<T> v = load_pack(x + p * N);
+    bool packed = aligned16(x);
+    PACK_STRIDE(i, n, N) {
+        Pack<T> v = load_pack(x, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) sum += (double)v.v[j] * v.v[j];
-    }
-    index_t rest = n - packs * N;
-    GRID_STRIDE(i, rest) {
-        double v = x[packs * N + i];
-        sum += v * v;
     }
     if (!grid_sum(sum, partial, sync, &total)) return;
     *out = total;

@@ -55,7 +55,8 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
     def capture(self, step: Callable[[Backend], None]) -> NumbaReplay:
         """Record the calls that ``step(backend)`` makes; nothing is computed now."""
         recorder = copy.copy(self)
-        recorder._record = record = []
+        record: list[Any] = []
+        recorder._record = record
         recorder._eager = self._eager
         step(recorder)
         return NumbaReplay(self._eager, record)
@@ -215,15 +216,13 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         dpred: Array | None,
     ) -> None:
         known = name in losses.LOSSES and self.fused
-        if not (known and native(pred, target, dpred) and native(weight) and is_state(state)):
+        if not (known and native(pred, target, weight, dpred) and is_state(state)):
             self._numpy("elementwise_loss", name, pred, target, weight, state, param=param, dpred=dpred)
             return
         matrix("elementwise_loss", pred=pred)
-        shapes("elementwise_loss", target=(target, pred.shape), dpred=(dpred, pred.shape), weight=(weight, pred.shape[:1]))
+        n, m = pred.shape
+        shapes("elementwise_loss", target=(target, (n, m)), weight=(weight, (n,)), dpred=(dpred, (n, m)))
         writable("elementwise_loss", dpred=dpred)
-        if weight is not None and weight.dtype != pred.dtype:
-            self._numpy("elementwise_loss", name, pred, target, weight, state, param=param, dpred=dpred)
-            return
         self._emit(*losses.elementwise_calls(name, pred, target, weight, state, param, dpred))
 
     def softmax_xent(
@@ -237,7 +236,9 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         dlogits: Array | None,
     ) -> None:
         soft = isinstance(labels, np.ndarray) and labels.ndim == 2
-        usable = native(logits, labels, weight, dlogits) if soft else is_index(labels) and native(logits, weight, dlogits)
+        usable = (
+            native(logits, labels, weight, dlogits) if soft else is_index(labels) and native(logits, weight, dlogits)
+        )
         if not (self.fused and usable and is_state(state)):
             self._numpy("softmax_xent", logits, labels, weight, state, smoothing=smoothing, dlogits=dlogits)
             return

@@ -23,7 +23,14 @@ class NumbaNorms:
             return
         matrix("layer_norm", x=x)
         n, m = x.shape
-        shapes("layer_norm", gamma=(gamma, (m,)), beta=(beta, (m,)), out=(out, x.shape), mean=(mean, (n,)), rstd=(rstd, (n,)))
+        shapes(
+            "layer_norm",
+            gamma=(gamma, (m,)),
+            beta=(beta, (m,)),
+            out=(out, x.shape),
+            mean=(mean, (n,)),
+            rstd=(rstd, (n,)),
+        )
         writable("layer_norm", out=out, mean=mean, rstd=rstd)
         self._emit(norms.layer_norm_call(x, gamma, beta, eps, out, mean, rstd))
 
@@ -40,7 +47,9 @@ class NumbaNorms:
         writable("layer_norm_grad", dx=dx, dgamma=dgamma, dbeta=dbeta)
         self._emit(*norms.layer_norm_grad_calls(dy, x, gamma, mean, rstd, dx, dgamma, dbeta))
 
-    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> None:
+    def batch_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
+    ) -> None:
         if not native(x, gamma, beta, out, mean, var):
             self._numpy("batch_norm", x, gamma, beta, eps=eps, out=out, mean=mean, var=var)
             return
@@ -80,13 +89,24 @@ class NumbaNorms:
         self._emit(*norms.batch_norm_inference_calls(x, gamma, beta, mean, var, eps, out))
 
     def batch_norm_track(
-        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+        self,
+        mean: Array,
+        var: Array,
+        state: Array,
+        *,
+        rows: int,
+        momentum: float,
+        running_mean: Array,
+        running_var: Array,
     ) -> None:
         if not (native(mean, var, running_mean, running_var) and is_state(state)):
             self._numpy(
                 "batch_norm_track",
                 *(mean, var, state),
-                **{"rows": rows, "momentum": momentum, "running_mean": running_mean, "running_var": running_var},
+                rows=rows,
+                momentum=momentum,
+                running_mean=running_mean,
+                running_var=running_var,
             )
             return
         shapes(

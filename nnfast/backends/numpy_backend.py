@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from .array_backend import ArrayBackend
-from .base import Array
+from .base import Array, Backend, Replay
 
 _ALIGN = 64
 
@@ -44,6 +45,14 @@ class NumpyBackend(ArrayBackend):
 
     def copy(self, src: Array, *, out: Array) -> None:
         np.copyto(out, src, casting="same_kind")
+
+    def capture(self, step: Callable[[Backend], None]) -> Replay:
+        def quiet() -> None:
+            # A value that is not finite is found where it counts, by record_loss and the optimizer's step
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                step(self)
+
+        return Replay(quiet)
 
     def memory(self) -> tuple[int, int]:
         try:

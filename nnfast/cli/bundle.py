@@ -124,32 +124,30 @@ class Bundle:
             raise DataError("this model predicts numbers; probabilities are for classification")
         if self.model.loss.link is None:
             raise DataError("this model was trained with the hinge loss, which gives no probabilities")
-        p = self.model.predict_proba(x).reshape(len(x), -1)
+        p = self.model.predict_proba(x)
         return np.concatenate([1.0 - p, p], axis=1) if p.shape[1] == 1 else p
 
-    def metrics(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-        """Accuracy, or errors in the units of the targets, on encoded inputs and raw targets."""
+    def metrics(self, y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+        """Accuracy, or errors in the units of the targets, of predictions as :meth:`predict` gives them."""
         from .. import metrics
 
         target = self.preprocessor.target
         if isinstance(target, ClassTarget):
-            return {"accuracy": metrics.accuracy(target.encode(y), target.encode(self.predict(x)))}
-        predicted = self.predict(x)
+            return {"accuracy": metrics.accuracy(target.encode(y), target.encode(predicted))}
         return {
             "mae": metrics.mean_absolute_error(y, predicted),
             "rmse": metrics.root_mean_squared_error(y, predicted),
             "r2": metrics.r2(y, predicted),
         }
 
-    def per_class(self, x: np.ndarray, y: np.ndarray) -> list[dict[str, Any]] | None:
+    def per_class(self, y: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]] | None:
         """Precision, recall, F1 and number of rows of each class; ``None`` for regression."""
         from ..metrics import confusion_matrix
 
         target = self.preprocessor.target
         if not isinstance(target, ClassTarget):
             return None
-        predicted = target.encode(self.predict(x))
-        matrix = confusion_matrix(target.encode(y), predicted, classes=len(target.classes))
+        matrix = confusion_matrix(target.encode(y), target.encode(predicted), classes=len(target.classes))
         hits, of_true, of_predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
         return [
             {

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "check_picture",
     "check_writable",
     "device_option",
     "echo",
@@ -21,6 +22,8 @@ __all__ = [
     "say_error",
     "version",
 ]
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +97,25 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"cannot write {path}: the folder {path.parent} is not writable")
 
 
+def check_picture(path: Path) -> None:
+    """As :func:`check_writable`, for a picture that matplotlib is to draw.
+
+    Raises
+    ------
+    ValueError
+        If the ending is no picture's.
+    ImportError
+        If matplotlib is not installed.
+    """
+    import importlib.util
+
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"--plot {path}: the ending must be one of {', '.join(PICTURES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("--plot needs matplotlib: pip install matplotlib")
+    check_writable(path)
+
+
 def emit_json(value: dict[str, Any]) -> None:
     """Print `value` as one line of valid JSON."""
     click.echo(json.dumps(finite(value), allow_nan=False))
@@ -108,7 +130,7 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = No
 
     table = Table(box=None, show_header=header is not None, pad_edge=False)
     for i in range(len(header or rows[0])):
-        table.add_column(header[i] if header else None, overflow="fold")
+        table.add_column(header[i] if header else "", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)

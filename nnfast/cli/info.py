@@ -39,7 +39,7 @@ def collect() -> dict[str, Any]:
         "version": version(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "system": platform.platform(),
-        "devices": {name: {"usable": reason is None, "reason": reason} for name, reason in devices.items()},
+        "devices": {name: _device(name, reason) for name, reason in devices.items()},
         "default_device": chosen,
         "default_device_error": why_not,
         "packages": {name: _installed(name) for name in (*PACKAGES, *CUPY)},
@@ -49,6 +49,16 @@ def collect() -> dict[str, Any]:
         "folders": _folders(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if _matters(name)},
     }
+
+
+def _device(name: str, reason: str | None) -> dict[str, Any]:
+    """Whether a device is usable or why not, and its memory in bytes."""
+    from ..devices import get_backend
+
+    facts: dict[str, Any] = {"usable": reason is None, "reason": reason, "free": None, "total": None}
+    if reason is None:
+        facts["free"], facts["total"] = get_backend(name).memory()
+    return facts
 
 
 def _resolve() -> str:
@@ -100,7 +110,8 @@ def _numba() -> dict[str, Any] | None:
         import numba
     except Exception as error:  # a broken installation may raise anything at import
         return {"error": f"{type(error).__name__}: {error}"}
-    facts: dict[str, Any] = {"threads": numba.config.NUMBA_NUM_THREADS, "threading_layer": None}
+    settings: Any = numba.config  # its names are made at import
+    facts: dict[str, Any] = {"threads": settings.NUMBA_NUM_THREADS, "threading_layer": None}
     try:
         from ..kernels.cpu.threads import find_tbb
 
@@ -163,7 +174,8 @@ def _show(facts: dict[str, Any]) -> None:
     rows = [["nnfast", f"{facts['version']}, Python {facts['python']['version']}, {facts['system']}"]]
     for name, device in facts["devices"].items():
         mark = " (default)" if name == facts["default_device"] else ""
-        rows.append([f"device {name}", (device["reason"] or "usable") + mark])
+        usable = device["reason"] or f"usable, {device['free'] / 2**30:.1f} of {device['total'] / 2**30:.1f} GiB free"
+        rows.append([f"device {name}", usable + mark])
     if facts["default_device_error"]:
         rows.append(["default", facts["default_device_error"]])
     versions = [f"{name} {found}" for name, found in facts["packages"].items() if found]

@@ -43,7 +43,7 @@ _NAMED = {
     "xor": Recipe(layers=(8,), activation="tanh", lr=0.05, epochs=200, batch_size=4, val_split=0.0),
     "spiral": Recipe(layers=(64, 64), lr=0.01, epochs=100, batch_size=50),
     "digits": Recipe(layers=(128, 64), epochs=40, batch_size=32),
-    "fashion-mnist": Recipe(layers=(256, 128), epochs=10, batch_size=128, val_split=0.05),
+    "fashion-mnist": Recipe(layers=(256, 128), lr=2e-3, epochs=10, batch_size=128, val_split=0.05),
 }
 _TABLE_STEPS = 4000  # optimizer steps that a table of unknown content gets, within 5 to 200 epochs
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import check_writable, device_option, echo, emit_json, output_options, print_table, version
+from .common import check_picture, check_writable, device_option, echo, emit_json, output_options, print_table, version
 
 if TYPE_CHECKING:
     from .recipe import Recipe
-
-PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 @click.command("train", short_help="Train a model on a data set and save it.")
@@ -141,11 +139,13 @@ def run(
     seconds = time.perf_counter() - began
 
     bundle = Bundle(model, ready.preprocessor, data.name, data.target, tuple(drop))
-    metrics = bundle.metrics(ready.x_part, ready.y_part)
+    metrics = bundle.metrics(ready.y_part, bundle.predict(ready.x_part))
     print_table([[f"{ready.part} {name}", f"{value:.4f}"] for name, value in metrics.items()])
     if model_path is not None:
         bundle.save(model_path)
         echo(f"saved the model to {model_path}")
+    if not history.epochs:
+        plot_path = None  # interrupted in the first epoch: there is nothing to draw
     if plot_path is not None:
         from .. import plotting
         from ..files import replacing
@@ -182,18 +182,14 @@ def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tup
     """Where model and picture go."""
     import importlib.util
 
-    can_draw = importlib.util.find_spec("matplotlib") is not None
     stem = Path(name).name.split(".")[0] or "model"
     model = Path(out) if out else None if no_save else Path(f"{stem}.safetensors")
     picture = Path(plot) if plot else None
-    if picture is not None and picture.suffix.lower() not in PICTURES:
-        raise ValueError(f"--plot {plot}: the ending must be one of {', '.join(PICTURES)}")
-    if picture is not None and not can_draw:
-        raise ImportError("--plot needs matplotlib: pip install matplotlib")
-    for path in (model, picture):
-        if path is not None:
-            check_writable(path)
-    if picture is None and can_draw and model is not None and not no_save:
+    if picture is not None:
+        check_picture(picture)
+    if model is not None:
+        check_writable(model)
+    if picture is None and model is not None and not no_save and importlib.util.find_spec("matplotlib"):
         picture = model.with_suffix(".png")
     return model, picture
 

@@ -107,7 +107,7 @@ class Optimizer:
 
     def schedule(self) -> schedules.Schedule:
         """The learning rate as a schedule."""
-        return schedules.get(self.lr)
+        return schedules.get(self.lr, base_lr=self.default_lr)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON, with the name under ``"name"``."""

@@ -86,7 +86,7 @@ class NumberTarget:
     def _columns(y: np.ndarray) -> np.ndarray:
         if y.dtype.kind not in "biuf" or y.ndim > 2:
             raise DataError(f"numbers are needed as targets, not {y.dtype} of shape {y.shape}")
-        return y.reshape(len(y), -1).astype(np.float64)
+        return (y[:, None] if y.ndim == 1 else y).astype(np.float64)
 
     def encode(self, y: np.ndarray) -> np.ndarray:
         """Targets (n,) or (n, k) as float64 (n, k)."""
@@ -96,6 +96,6 @@ class NumberTarget:
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         """Outputs (n, k) in the units of the targets: float64, (n,) where k is 1."""
-        numbers = np.asarray(outputs, np.float64).reshape(len(outputs), -1) * self.std + self.mean
+        numbers = np.asarray(outputs, np.float64).reshape(-1, len(self.mean)) * self.std + self.mean
         numbers = np.exp(numbers) if self.link == "log" else numbers
         return numbers[:, 0] if numbers.shape[1] == 1 else numbers

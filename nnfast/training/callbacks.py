@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..network import Network
+from ..network import Network
+from . import checkpoint
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LearningRateLogger", "ModelCheckpoint", "StopOnNonFinite"]
 
@@ -152,7 +152,7 @@ class ModelCheckpoint(Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         if not self.save_best_only or self._best.improved(logs):
-            self.model.save(self.path.format(epoch=epoch, **logs))
+            checkpoint.save(self.model, self.path.format(epoch=epoch, **logs), None)
 
 
 class CSVLogger(Callback):

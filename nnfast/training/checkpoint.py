@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,15 +20,12 @@ from .. import losses
 from ..errors import CheckpointError
 from ..files import replacing
 from ..layers.base import Layer
+from ..network import Network, TrainingState
 from ..parameters import Built, build_chain
-from .engine import TrainingState
-
-if TYPE_CHECKING:
-    from ..network import Network
-
-    _Model = TypeVar("_Model", bound=Network)
 
 __all__ = ["load", "save"]
+
+_Model = TypeVar("_Model", bound=Network)
 
 FORMAT = 1
 _KEY, _DIGEST = "nnfast", "digest"  # of the safetensors metadata, which maps text to text

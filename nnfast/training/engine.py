@@ -5,77 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .. import random
 from ..backends.base import Backend
 from ..errors import NonFiniteError
 from ..kernels import step_state as S
 from ..losses import Loss
+from ..network import CARRIED, Network
 from ..optimizers import Optimizer
 from ..plan import Plan, without_link
 
-if TYPE_CHECKING:
-    from ..network import Network
-
-__all__ = ["Engine", "TrainingState"]
-
-# Slots of the step state that a step changes and that belong to the optimizer: NAdam's running product
-_CARRIED = (S.P4,)
-
-
-@dataclass
-class TrainingState:
-    """How far a model has been trained; saved with it.
-
-    Attributes
-    ----------
-    seed : int
-        Seed of shuffles and dropout masks.
-    step, epoch : int
-        Optimizer steps and epochs done.
-    optimizer : dict or None
-        ``config()`` of the last optimizer.
-    carried : dict
-        Values that the optimizer itself keeps in the step state, by slot.
-    schedule : dict
-        ``state_dict()`` of the schedule.
-    """
-
-    seed: int
-    step: int = 0
-    epoch: int = 0
-    optimizer: dict[str, Any] | None = None
-    carried: dict[int, float] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
-
-    def config(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return {**vars(self), "carried": {str(slot): value for slot, value in self.carried.items()}}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> TrainingState:
-        """What :meth:`config` gave, checked.
-
-        Raises
-        ------
-        ValueError, TypeError, LookupError
-            If it is anything else.
-        """
-        optimizer = config["optimizer"]
-        if optimizer is not None and not isinstance(optimizer["name"], str):
-            raise TypeError(f"the optimizer's name must be text, not {optimizer['name']!r}")
-        step, epoch = int(config["step"]), int(config["epoch"])
-        carried = {int(slot): float(value) for slot, value in config["carried"].items()}
-        if not (0 <= step <= 2**53 and 0 <= epoch <= 2**53) or not set(carried) <= set(_CARRIED):
-            raise ValueError(f"step {step}, epoch {epoch} or the optimizer's values {carried} are not possible")
-        seed = random.checked_seed(int(config["seed"]))
-        return cls(seed, step, epoch, optimizer, carried, dict(config["schedule"]))
-
+__all__ = ["Engine"]
 
 class Engine:
     """Steps of a model on a device.
@@ -113,6 +55,7 @@ class Engine:
         lr_steps: int = 1024,
     ) -> None:
         self.model, self.loss, self.optimizer, self.backend = model, loss, optimizer, backend
+        config, self.schedule = optimizer.config(), optimizer.schedule()  # may fail: nothing has changed yet
         params = model.parameters
         params.move(backend, dtype)
         model.remember(loss, optimizer)
@@ -120,9 +63,8 @@ class Engine:
         if progress.optimizer is None or progress.optimizer["name"] != type(optimizer).__name__:
             # Another optimizer's moments and bias corrections mean nothing to this one
             params.slots, progress.step, progress.carried, progress.schedule = {}, 0, {}, {}
-        before, progress.optimizer = progress.optimizer, optimizer.config()
-        self.schedule = optimizer.schedule()
-        if progress.schedule and before is not None and before.get("lr") == progress.optimizer["lr"]:
+        before, progress.optimizer = progress.optimizer, config
+        if progress.schedule and before is not None and before.get("lr") == config["lr"]:
             self.schedule.load_state_dict(progress.schedule)
         self.lr_steps = max(1, lr_steps)
         self.plan = Plan(
@@ -200,7 +142,7 @@ class Engine:
         """Write back how far training came, by the step state."""
         bad = int(state[S.BAD_STEP])
         self.progress.step = bad - 1 if bad else self.step
-        self.progress.carried = {slot: float(state[slot]) for slot in _CARRIED}
+        self.progress.carried = {slot: float(state[slot]) for slot in CARRIED}
         self.progress.schedule = self.schedule.state_dict()
 
     def finish(self) -> None:

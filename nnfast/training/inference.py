@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from ..backends.base import Array
 from ..kernels import step_state as S
-from ..losses import Loss, name_of
-from ..plan import Plan, PlanLayout, without_link
+from ..losses import Loss
+from ..network import Network
+from ..plan import PlanLayout, without_link
 
-if TYPE_CHECKING:
-    from ..network import Network
-
-__all__ = ["PlanPool", "forward"]
+__all__ = ["forward"]
 
 # Bytes of activations that a chunk may take: as much as a large last-level cache, little enough for memory
 _CHUNK_BYTES = 1 << 25
 _MAX_ROWS = 16384
-
-
-class PlanPool:
-    """Inference plans of a model, kept for the next call; several threads get one each."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: dict[Any, list[Plan]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PlanPool:
-        return PlanPool()
-
-    def __reduce__(self) -> tuple[type[PlanPool], tuple[()]]:
-        return PlanPool, ()
-
-    @contextmanager
-    def borrow(
-        self, model: Network, batch: int, loss: Loss | None, target: Any, weighted: bool
-    ) -> Iterator[Plan]:
-        """A plan for these sizes that nobody else uses meanwhile."""
-        params = model.parameters
-        described: Any = loss  # a loss of the user's own may hold anything: it is its own key
-        if loss is not None and loss.replayable:
-            described = (name_of(loss), repr(loss.config()))
-        key = (batch, described, repr(target), weighted)
-        with self._lock:
-            plans = self._idle.get(key, [])
-            plan = plans.pop() if plans else None
-        # The weights may have moved to another device or dtype since
-        if plan is None or plan.weights is not params.flat:
-            plan = Plan(without_link(model.built, loss), params, batch, loss=loss, target=target, weighted=weighted)
-        try:
-            yield plan
-        finally:
-            with self._lock:
-                self._idle.setdefault(key, []).append(plan)
-                while len(self._idle) > 6:
-                    del self._idle[next(iter(self._idle))]
 
 
 def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
@@ -101,7 +56,7 @@ def forward(
         return result, float("nan")
     batch = chunk_rows(model, rows, batch_size)
     spec = None if target is None else (target.shape[1:], np.dtype(str(target.dtype)))
-    with model.plans.borrow(model, batch, loss, spec, weight is not None) as plan:
+    with model.plans.borrow(built, model.parameters, batch, loss, spec, weight is not None) as plan:
         bk = plan.backend
         if loss is not None:
             bk.fill(plan.state, 0.0)

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .. import metrics as metrics_module
 from ..backends.base import Backend
 from ..kernels import step_state as S
 from ..losses import Hinge, Loss
+from ..network import Network
 from ..optimizers import Optimizer
 from . import data
 from .callbacks import Callback, StopOnNonFinite, watches_steps
@@ -24,9 +25,6 @@ from .inference import forward
 from .predictions import through_link
 from .progress import Progress
 from .sources import BatchSource, ResidentSource, Source, StreamedSource
-
-if TYPE_CHECKING:
-    from ..network import Network
 
 __all__ = ["Validation", "fit"]
 

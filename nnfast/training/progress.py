@@ -35,6 +35,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         total = epochs - first + 1
+        self._last = ""
         self._every = 1 if verbose > 1 else max(1, total // self._MAX_LINES)
         if self.shown and verbose == 1 and sys.stdout.isatty():
             self._bar = self._make_bar()
@@ -79,10 +80,13 @@ class Progress:
         """`rows` rows of the epoch are done, with this mean loss so far."""
         if self._bar is not None:
             rate = rows / max(time.perf_counter() - self._began, 1e-9)
-            self._bar.update(self._task, completed=rows, text=f"loss {_number(loss)}  {rate:,.0f} samples/s")
+            text = f"loss {_number(loss)}{self._last}  {rate:,.0f} samples/s"
+            self._bar.update(self._task, completed=rows, text=text)
 
     def end_epoch(self, epoch: int, rows: int, logs: dict[str, float]) -> None:
         """An epoch is over."""
+        # Metrics are known at an epoch's end; the bar shows the last ones while the next epoch runs
+        self._last = "".join(f"  {name} {_number(value)}" for name, value in logs.items() if name not in ("loss", "lr"))
         last = epoch == self.epochs
         if not self.shown or not (last or epoch == self.first or epoch % self._every == 0):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from .. import devices, losses, optimizers
 from ..backends.base import Backend
 from ..kernels import step_state as S
 from ..layers.base import positive_int
+from ..network import Network
 from . import data
 from .engine import Engine
-
-if TYPE_CHECKING:
-    from ..network import Network
 
 __all__ = ["Trainer"]
 

@@ -66,7 +66,9 @@ def both(call, *outputs, backends=(NUMPY, NUMBA)):
 @pytest.mark.parametrize("trans_a", [False, True])
 @pytest.mark.parametrize("trans_b", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 3, 5), (33, 129, 10), (257, 64, 1), (129, 257, 200), (10, 9000, 20)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (7, 3, 5), (33, 129, 10), (257, 64, 1), (129, 257, 200), (10, 9000, 20)]
+)
 def test_gemm(rng, dtype, trans_a, trans_b, beta, m, k, n):
     a = rng.standard_normal((k, m) if trans_a else (m, k)).astype(dtype)
     b = rng.standard_normal((n, k) if trans_b else (k, n)).astype(dtype)
@@ -161,7 +163,9 @@ LINEAR_SIZES = [(1, 1, 1), (7, 10, 1), (33, 129, 10), (257, 10, 129), (257, 129,
 @dtypes
 @pytest.mark.parametrize("backend", [NUMBA, COMPOSED], ids=["fused", "composed"])
 @pytest.mark.parametrize(("n", "k", "m"), LINEAR_SIZES)
-@pytest.mark.parametrize(("act", "bias", "keep"), [("relu", True, False), ("gelu", True, True), ("identity", False, False)])
+@pytest.mark.parametrize(
+    ("act", "bias", "keep"), [("relu", True, False), ("gelu", True, True), ("identity", False, False)]
+)
 def test_linear(rng, dtype, backend, n, k, m, act, bias, keep):
     x, W, b, dy, z, y = linear_case(rng, dtype, n, k, m, bias, act)
     got_y, got_z = np.empty_like(y), np.empty_like(z)

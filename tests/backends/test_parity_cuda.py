@@ -18,6 +18,9 @@ from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
 from tests.cuda.emulator import emulated_backend
 
+# NumPy warns where a test feeds it NaN and infinity
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
 SHAPES = [(1, 1), (3, 5), (7, 33), (150, 12), (130, 300)]
 # DESIGN: rtol and atol by dtype, forward and gradient
 TOLERANCE = {

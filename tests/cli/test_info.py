@@ -29,6 +29,8 @@ def test_facts(cli, monkeypatch):
     for name, reason in nf.available_devices().items():
         assert f"device {name}" in out
         assert (reason or "usable").splitlines()[0][:40] in out
+        if reason is None:
+            assert 0 <= facts["devices"][name]["free"] <= facts["devices"][name]["total"]
 
 
 def test_threading_layer(cli):

@@ -30,7 +30,7 @@ class TestTables:
         inputs, y = bundle.read(str(trained), need_target=True)
         x = bundle.transform(inputs)
         expected, probabilities = bundle.predict(x), bundle.probabilities(x)
-        assert bundle.metrics(x, y)["accuracy"] > 0.8
+        assert bundle.metrics(y, expected)["accuracy"] > 0.8
 
         done = cli.new_process("predict", "m.safetensors", trained, "--out", "p.csv", "--proba", "--device", "numpy")
         assert done.returncode == 0, done.stderr
@@ -81,6 +81,12 @@ class TestTables:
         assert gold["precision"] == pytest.approx((true[predicted == "gold"] == "gold").mean())
         assert gold["recall"] == pytest.approx((predicted[true == "gold"] == "gold").mean())
         assert gold["f1"] == pytest.approx(2 / (1 / gold["precision"] + 1 / gold["recall"]))
+
+    def test_confusion_matrix(self, cli, trained, tmp_path):
+        pytest.importorskip("matplotlib")
+        result = cli.json("evaluate", "m.safetensors", trained, "--plot", "c.png")
+        assert result["plot"] == "c.png"
+        assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
     def test_evaluate_needs_known_targets(self, cli, trained, tmp_path):
         (tmp_path / "t.csv").write_text("age,town,member,spent,kind\n1,Rome,True,2,platinum\n")
@@ -136,6 +142,14 @@ class TestRegression:
         assert metrics["r2"] > 0.99
         assert metrics["mae"] <= metrics["rmse"] < 5
 
+    def test_no_rows(self, cli, line, tmp_path):
+        np.save(tmp_path / "none.npy", np.zeros((0, 2)))
+        cli("predict", "line.safetensors", "none.npy", "--out", "p.npy")
+        assert np.load(tmp_path / "p.npy").shape == (0,)
+
+    def test_no_confusion_matrix(self, cli, line):
+        assert "predicts numbers" in cli.error("evaluate", "line.safetensors", "line.npy", "--plot", "c.png")
+
     def test_no_probabilities(self, cli, line):
         assert "predicts numbers" in cli.error("predict", "line.safetensors", "line.npy", "--proba")
 
@@ -171,6 +185,13 @@ class TestNamedSets:
 
 
 class TestFiles:
+    def test_no_rows(self, cli, tmp_path):
+        cli("train", "xor", "--epochs", 1, "--out", "m.safetensors")
+        np.save(tmp_path / "none.npy", np.zeros((0, 2)))
+        cli("predict", "m.safetensors", "none.npy", "--out", "p.npy", "--proba")
+        assert np.load(tmp_path / "p.npy").shape == (0, 2)
+        assert cli("predict", "m.safetensors", "none.npy") == "prediction\n"
+
     @pytest.mark.parametrize(
         ("args", "message"),
         [

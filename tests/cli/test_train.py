@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nnfast as nf
+from nnfast.cli.prepare import prepare
 from nnfast.cli.recipe import Recipe, parse_layers, recipe_for
 from nnfast.datasets import Dataset, fashion_mnist
 
@@ -160,6 +161,49 @@ class TestTables:
         np.savez(tmp_path / "counts.npz", X=x, y=rng.poisson(np.exp(1 + 2 * x[:, 0])))
         result = cli.json("train", "counts.npz", "--loss", "poisson", "--task", "regression", "--no-save")
         assert result["metrics"]["r2"] > 0.6
+
+
+class TestPrepare:
+    """The validation part is not looked at before it is measured."""
+
+    def prepared(self, **options):
+        X = np.arange(100.0)[:, None]
+        data = Dataset("t.csv", X, 2 * X[:, 0], task="regression")
+        settings = {"val_split": 0.2, "seed": 3, "dtype": np.float64, "categorical": ()} | options
+        return X, prepare(data, nf.losses.get("mean_squared_error"), "mean_squared_error", **settings)
+
+    def test_statistics_are_of_the_training_part(self):
+        X, ready = self.prepared()
+        inputs, target = ready.preprocessor.inputs, ready.preprocessor.target
+        train = np.sort((ready.x * inputs.std + inputs.mean)[:, 0].round())
+        held = np.sort((ready.validation[0] * inputs.std + inputs.mean)[:, 0].round())
+        assert (len(train), len(held)) == (80, 20)
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, held])), X[:, 0])
+        np.testing.assert_allclose([inputs.mean[0], inputs.std[0]], [train.mean(), train.std()])
+        np.testing.assert_allclose([target.mean[0], target.std[0]], [2 * train.mean(), 2 * train.std()])
+        assert abs(inputs.mean[0] - X.mean()) > 1e-3
+        np.testing.assert_allclose(ready.y, ready.x)  # targets stay with their rows
+        np.testing.assert_allclose(ready.validation[1], ready.validation[0])
+
+    def test_the_seed_decides_the_split(self):
+        (_, a), (_, b), (_, c) = self.prepared(), self.prepared(), self.prepared(seed=4)
+        np.testing.assert_array_equal(a.x, b.x)
+        assert not np.array_equal(a.x, c.x)
+
+
+def test_interrupted_in_the_first_epoch(cli, tmp_path, monkeypatch):
+    def interrupted(model, *args, **kwargs):
+        model.build((2,), seed=0)
+        model.loss = nf.losses.get("cross_entropy")
+        history = nf.History()
+        history.stopped = "interrupted in epoch 1, after step 0"
+        return history
+
+    monkeypatch.setattr(nf.Sequential, "fit", interrupted)
+    result = cli.json("train", "spiral")
+    assert (result["epochs"], result["plot"]) == (0, None)
+    assert result["stopped"].startswith("interrupted")
+    assert [p.name for p in tmp_path.iterdir()] == ["spiral.safetensors"]
 
 
 class TestRefusals:

@@ -27,6 +27,7 @@ _FLAGS = (
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",  # rows are moved as units of another type
+    "-fno-gnu-unique",  # else all libraries would share the shim's variables
     "-U_FORTIFY_SOURCE",  # its longjmp does not know fibers
     "-Wall",
     "-Wno-unknown-pragmas",

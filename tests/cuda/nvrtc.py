@@ -59,7 +59,7 @@ def compile_file(file: str, architecture: str, folder: str) -> dict:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as failure:
             error = str(failure)
-        log = nvrtc.getProgramLog(program)
+        log = nvrtc.getProgramLog(program).replace("\0", "")
         result = {
             "messages": error + "\n".join(line for line in log.splitlines() if not _INFO.match(line)),
             "kernels": [] if error else [nvrtc.getLoweredName(program, name) for name in names],

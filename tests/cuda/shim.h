@@ -118,6 +118,7 @@ inline bool give_up() {
 inline bool run_block() {
     for (int t = 0; t < threads; t++) {
         fibers[t].state = READY;
+        fibers[t].parity = 0;
         fibers[t].index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
     }
     vote = false;

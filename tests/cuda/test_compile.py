@@ -38,7 +38,7 @@ def test_compiles(compiled: dict[tuple[str, str], Future], file: str, architectu
     result = compiled[file, architecture].result(timeout=300)
     assert result["messages"].strip() == ""
     assert result["binary"] > 0
-    assert set(result["kernels"]) == set(result["local"])
+    assert set(result["kernels"]) <= set(result["local"])  # besides them, functions like pow
     assert len(set(result["kernels"])) == len(expressions(file))
     spilled = {name: local for name, local in result["local"].items() if max(local) > MOST_LOCAL_BYTES}
     assert not spilled, "[stack frame, spill stores] in bytes"

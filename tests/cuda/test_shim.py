@@ -15,7 +15,9 @@ __global__ void squares(double* out, long long n) { GRID_STRIDE(i, n) out[i] = (
 __global__ void half_barrier(double* out) { if (threadIdx.x < 40) __syncthreads(); out[threadIdx.x] = 1; }
 __global__ void half_shuffle(double* out) { if (threadIdx.x & 1) out[0] = warp_sum(1.0); }
 __global__ void outside(double* out, long long i) { __shared__ double s[4]; s[i] = 1; out[0] = s[i]; }
-__global__ void unaligned(const double* in, double* out) { store_pack(out, load_pack(in)); }
+__global__ void unaligned(const double* in, double* out) {
+    store_pack(out, 0, 2, true, load_pack(in, 0, 2, true));
+}
 __global__ void no_barrier(double* out) {
     __shared__ double s[64];
     s[threadIdx.x] = threadIdx.x;

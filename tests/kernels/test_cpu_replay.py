@@ -183,7 +183,7 @@ def test_several_threads_train_at_once():
     def work(i, size):
         try:
             results[i, size] = trained(NumbaBackend(), size, 30, np.float32).param
-        except BaseException as error:  # noqa: BLE001 - shown below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(i, size)) for i in range(2) for size in SIZES]
@@ -222,11 +222,9 @@ def arrays(*shapes):
 def test_wrong_shapes_are_named(call, shapes, recorded):
     given = arrays(*shapes)
     backend = NumbaBackend()
+    run = backend.capture if recorded else (lambda step: step(backend))
     with pytest.raises(ValueError, match=r"shape|elements"):
-        if recorded:
-            backend.capture(lambda bk: call(bk, *given))
-        else:
-            call(backend, *given)
+        run(lambda bk: call(bk, *given))
 
 
 def test_read_only_output_is_refused():

@@ -13,7 +13,7 @@ from nnfast.kernels.cpu.specialise import kernel
 LONG = np.longdouble
 
 
-def map_function(I, F, task):  # noqa: N803, E741
+def map_function(I, F, task):  # noqa: E741
     """``y = f(x)`` over a whole array, so that the vectorised form is what is tested."""
     x, y = ptr(I[0]), ptr(I[1])  # noqa: F821
     for i in range(I[2]):

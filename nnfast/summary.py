@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ..parameters import Built, Parameters
-from ..plan import PlanLayout
+from .parameters import Built, Parameters
+from .plan import PlanLayout
 
 __all__ = ["Summary"]
 

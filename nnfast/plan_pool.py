@@ -1,0 +1,51 @@
+"""Inference plans kept between calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .losses import Loss, name_of
+from .parameters import Built, Parameters
+from .plan import Plan
+
+__all__ = ["PlanPool"]
+
+
+class PlanPool:
+    """Inference plans of a model, kept for the next call; several threads get one each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[Any, list[Plan]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlanPool:
+        return PlanPool()
+
+    def __reduce__(self) -> tuple[type[PlanPool], tuple[()]]:
+        return PlanPool, ()
+
+    @contextmanager
+    def borrow(
+        self, built: list[Built], params: Parameters, batch: int, loss: Loss | None, target: Any, weighted: bool
+    ) -> Iterator[Plan]:
+        """A plan for these sizes that nobody else uses meanwhile; the arguments are those of :class:`Plan`."""
+        described: Any = loss  # a loss of the user's own may hold anything: it is its own key
+        if loss is not None and loss.replayable:
+            described = (name_of(loss), repr(loss.config()))
+        key = (batch, described, repr(target), weighted)
+        with self._lock:
+            plans = self._idle.get(key, [])
+            plan = plans.pop() if plans else None
+        # The weights may have moved to another device or dtype since
+        if plan is None or plan.weights is not params.flat:
+            plan = Plan(built, params, batch, loss=loss, target=target, weighted=weighted)
+        try:
+            yield plan
+        finally:
+            with self._lock:
+                self._idle.setdefault(key, []).append(plan)
+                while len(self._idle) > 6:
+                    del self._idle[next(iter(self._idle))]
