@@ -36,9 +36,12 @@ def _numba_reason() -> str | None:
 
 @cache
 def _cuda_reason(index: int) -> str | None:
-    from .backends import cupy_backend
+    try:
+        from .backends import cupy_backend
 
-    return cupy_backend.probe(index)
+        return cupy_backend.probe(index)
+    except Exception as error:  # such as an empty folder `cupy` that an uninstaller left
+        return f"CuPy is broken: {type(error).__name__}: {error}"
 
 
 @cache

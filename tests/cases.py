@@ -1,4 +1,4 @@
-"""Tables that several tests share: layers, losses and optimizers, each with inputs that suit it, and ways to run them."""
+"""What several tests share: layers, losses and optimizers, each with inputs that suit it, and ways to run them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def clear(z: np.ndarray, kinks: Sequence[float]) -> bool:
     return all(float(np.abs(z - kink).min()) > MARGIN for kink in kinks)
 
 
-def first_clear(draw: Callable[[np.random.Generator], np.ndarray], is_clear: Callable[[np.ndarray], bool]) -> np.ndarray:
+def first_clear(
+    draw: Callable[[np.random.Generator], np.ndarray], is_clear: Callable[[np.ndarray], bool]
+) -> np.ndarray:
     """What `draw` gives for the first seed where it is clear of the kinks."""
     for seed in range(1000):
         values = draw(np.random.default_rng(seed))
@@ -42,7 +44,9 @@ def first_clear(draw: Callable[[np.random.Generator], np.ndarray], is_clear: Cal
     raise AssertionError("no input keeps away from the kinks")
 
 
-def dense_case(activation: str, shape: Shape, units: int, *, bias: bool = True, batch: int = 5) -> tuple[Layer, np.ndarray]:
+def dense_case(
+    activation: str, shape: Shape, units: int, *, bias: bool = True, batch: int = 5
+) -> tuple[Layer, np.ndarray]:
     """A Dense layer with fixed weights and an input that keeps its pre-activations away from kinks."""
     rng = np.random.default_rng(77)
     W, b = wide_weights((shape[-1], units), rng), rng.standard_normal(units) * bias

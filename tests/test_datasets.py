@@ -86,6 +86,11 @@ class TestIdx:
         finally:
             tracemalloc.stop()
 
+    def test_sizes_of_a_plain_file_are_checked_before_reading(self, tmp_path, images):
+        (tmp_path / "a").write_bytes(idx_bytes(images)[:-3])
+        with pytest.raises(DataError, match="needs 140 bytes of data, the file has 137"):
+            idx.read_idx(tmp_path / "a")
+
     def test_folder(self, tmp_path, images):
         labels = np.arange(7, dtype=np.uint8)
         (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images))

@@ -14,7 +14,7 @@ from nnfast.parameters import build_chain
 from nnfast.testing import check_gradient, check_layer
 from tests.cases import ACTIVATIONS, Chain, dense_case, pointwise_input
 
-# ---- gradients, parity -----------------------------------------------------------------------------------
+# ---- gradients, parity -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -60,7 +60,9 @@ def test_dropout(any_backend, rate, shape):
     check_layer(nf.Dropout(rate), shape, backends=[any_backend])
 
 
-@pytest.mark.parametrize("layer", [nf.Flatten(), nf.LayerNorm(), nf.LayerNorm(0.1), nf.BatchNorm(), nf.BatchNorm(1.0, 0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [nf.Flatten(), nf.LayerNorm(), nf.LayerNorm(0.1), nf.BatchNorm(), nf.BatchNorm(1.0, 0.1)], ids=repr
+)
 @pytest.mark.parametrize("shape", [(6,), (2, 5)], ids=str)
 def test_other_layers(any_backend, layer, shape):
     check_layer(layer, shape, backends=[any_backend])
@@ -103,12 +105,21 @@ def smooth_chain() -> list[Layer]:
 
 CHAINS = {
     "all kinds": (smooth_chain, "cross_entropy"),
-    "first layer without parameters": (lambda: [nf.Activation("tanh"), nf.Dropout(0.5), nf.Flatten(), nf.Dense(3)], "cross_entropy"),
+    "first layer without parameters": (
+        lambda: [nf.Activation("tanh"), nf.Dropout(0.5), nf.Flatten(), nf.Dense(3)],
+        "cross_entropy",
+    ),
     "norm first": (lambda: [nf.LayerNorm(), nf.Flatten(), nf.Dense(3, "gelu"), nf.Dense(3)], "cross_entropy"),
-    "ends in dropout": (lambda: [nf.Flatten(), nf.Dense(4, "tanh"), nf.Dense(3), nf.Dropout(0.3)], "mean_squared_error"),
+    "ends in dropout": (
+        lambda: [nf.Flatten(), nf.Dense(4, "tanh"), nf.Dense(3), nf.Dropout(0.3)],
+        "mean_squared_error",
+    ),
     "ends in a view": (lambda: [nf.Dense(3, "tanh"), nf.Dense(3), nf.Flatten()], "mean_squared_error"),
     "3-d output": (lambda: [nf.Dense(3, "tanh"), nf.Dense(2)], "mean_squared_error"),
-    "narrow after wide": (lambda: [nf.Flatten(), nf.Dense(9, "sigmoid"), nf.Dense(1, "tanh"), nf.Dense(8)], "mean_squared_error"),
+    "narrow after wide": (
+        lambda: [nf.Flatten(), nf.Dense(9, "sigmoid"), nf.Dense(1, "tanh"), nf.Dense(8)],
+        "mean_squared_error",
+    ),
 }
 
 
@@ -221,7 +232,7 @@ def test_binding_leaves_the_description_alone():
     assert not layer.training
 
 
-# ---- errors --------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -257,7 +268,11 @@ def test_bad_arguments(make, error, match):
         ([nf.Dense(3)], (), r"layer 0 \(dense\): Dense needs at least one feature axis"),
         ([nf.LayerNorm()], (), r"layer 0 \(layernorm\): LayerNorm needs"),
         ([nf.BatchNorm()], (), r"layer 0 \(batchnorm\): BatchNorm needs"),
-        ([nf.Dense(3, initializer="ones"), nf.Dense(3, initializer="?")], (2,), r"layer 1 \(dense_1\): unknown initializer"),
+        (
+            [nf.Dense(3, initializer="ones"), nf.Dense(3, initializer="?")],
+            (2,),
+            r"layer 1 \(dense_1\): unknown initializer",
+        ),
         ([nf.Dense(1, bias_initializer="orthogonal")], (2,), r"'orthogonal' needs a shape of two or more axes"),
         ([nf.Dense(3, name="a"), nf.Dense(3, name="a")], (2,), r"two layers are named 'a'"),
         ([nf.Dense(3, name="a.b")], (2,), r"without dots, not 'a.b'"),

@@ -14,7 +14,7 @@ from tests.cases import LOSSES, Chain
 WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 0.25, 1.0])
 
 
-# ---- values and gradients ------------------------------------------------------------------------------------
+# ---- values and gradients ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(any_backend, name, weighted):
@@ -96,6 +96,22 @@ def test_a_model_that_ends_in_the_link_is_trained_from_the_logits(backend, rng, 
     check_gradient(linked.loss_at, linked.gradient(), linked.params.vector())
 
 
+@pytest.mark.parametrize("ending", [[nf.Dense(3, "tanh")], [nf.Dense(3), nf.Activation("tanh")]], ids=str)
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", SquaredDistance()], ids=str)
+def test_any_other_last_activation_stays(backend, rng, ending, loss):
+    x, W = rng.standard_normal((6, 4)), rng.standard_normal((4, 3))
+    y = rng.integers(0, 3, 6) if loss == "cross_entropy" else rng.standard_normal((6, 3))
+    chain = Chain(ending, x, y, loss, backend)
+    chain.params.set_vector(np.append(W, np.zeros(3)))
+    outputs = np.tanh(x @ W)
+    if loss == "cross_entropy":
+        expected = np.mean(np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(6), y])
+    else:
+        expected = np.mean((outputs - y) ** 2) * (1 if loss == "mse" else 3)
+    assert chain.step() == pytest.approx(expected, rel=1e-12)
+    check_gradient(chain.loss_at, chain.gradient(), chain.params.vector())
+
+
 def test_saturated_logits_lose_nothing(backend):
     """From probabilities, log(0) would be infinite here."""
     for activation, loss, y, expected in (
@@ -106,7 +122,7 @@ def test_saturated_logits_lose_nothing(backend):
         assert model.evaluate([[500.0, -500.0]], y, loss=loss, device=backend)["loss"] == expected
 
 
-# ---- targets ---------------------------------------------------------------------------------------------------
+# ---- targets -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64", "bool", "float32", "float64"])
 def test_labels_of_any_type(dtype):
     y = np.array([0, 1, 1], dtype)
@@ -125,7 +141,13 @@ def test_one_hot_of_any_type(y):
 
 @pytest.mark.parametrize(
     ("shape", "out_shape", "expected"),
-    [((5,), (1,), (5, 1)), ((5, 1), (1,), (5, 1)), ((5, 2, 3), (2, 3), (5, 6)), ((0,), (1,), (0, 1)), ((0, 2), (2,), (0, 2))],
+    [
+        ((5,), (1,), (5, 1)),
+        ((5, 1), (1,), (5, 1)),
+        ((5, 2, 3), (2, 3), (5, 6)),
+        ((0,), (1,), (0, 1)),
+        ((0, 2), (2,), (0, 2)),
+    ],
     ids=str,
 )
 def test_shapes_of_targets(shape, out_shape, expected):
@@ -183,7 +205,7 @@ def test_class_labels_are_not_copied():
     assert class_labels(y, 3) is y
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["mean_squared_error", "cross_entropy", "cross_entropy, soft"])
 def test_weights_that_sum_to_zero(any_backend, name):
     """A batch may hold nothing but rows of weight 0: loss and gradient are 0, not NaN."""
@@ -198,7 +220,15 @@ def test_class_weight_is_a_factor_on_rows(backend, rng, class_weight):
     x, y = rng.standard_normal((9, 2)), np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
     factors = {0: 9 / 12, 1: 9 / 9, 2: 9 / 6} if class_weight == "balanced" else {0: 2.0, 1: 1.0, 2: 0.5}
     own = rng.random(9)
-    arguments = dict(loss="cross_entropy", optimizer=nf.SGD(0.5), epochs=2, batch_size=4, seed=0, device=backend, verbose=0)
+    arguments = {
+        "loss": "cross_entropy",
+        "optimizer": nf.SGD(0.5),
+        "epochs": 2,
+        "batch_size": 4,
+        "seed": 0,
+        "device": backend,
+        "verbose": 0,
+    }
     model, twin = nf.Sequential([nf.Dense(3)]), nf.Sequential([nf.Dense(3)])
     model.fit(x, y, class_weight=class_weight, sample_weight=own, **arguments)
     twin.fit(x, y, sample_weight=own * [factors[int(label)] for label in y], **arguments)
@@ -220,7 +250,9 @@ def test_class_weight_is_a_factor_on_rows(backend, rng, class_weight):
 )
 def test_bad_weights(weights, error, match):
     with pytest.raises(error, match=match):
-        nf.Sequential([nf.Dense(2)]).fit(np.ones((3, 2)), [0, 1, 1], loss="cross_entropy", device="numpy", verbose=0, **weights)
+        nf.Sequential([nf.Dense(2)]).fit(
+            np.ones((3, 2)), [0, 1, 1], loss="cross_entropy", device="numpy", verbose=0, **weights
+        )
 
 
 def test_class_weight_needs_classes():
@@ -230,7 +262,7 @@ def test_class_weight_needs_classes():
         )
 
 
-# ---- looking one up ------------------------------------------------------------------------------------------------
+# ---- looking one up ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("spec", "kind"),
     [

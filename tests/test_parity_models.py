@@ -91,7 +91,7 @@ def assert_same_training(one, other, dtype):
         np.testing.assert_allclose(model.parameters.get_slots()[name], value, rtol=rtol, atol=atol, err_msg=name)
 
 
-# ---- whole trainings -------------------------------------------------------------------------------------------------
+# ---- whole trainings ---------------------------------------------------------------------------------------
 @dtypes
 @pytest.mark.parametrize("name", MODELS)
 def test_training(any_backend, name, dtype):
@@ -115,7 +115,13 @@ def test_twice_is_bit_for_bit_the_same(any_backend, name):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [nf.SGD(0.1, momentum=0.9, nesterov=True), nf.RMSprop(0.01, centered=True), nf.NAdam(0.01), nf.Lion(0.003), nf.AdamW(0.01)],
+    [
+        nf.SGD(0.1, momentum=0.9, nesterov=True),
+        nf.RMSprop(0.01, centered=True),
+        nf.NAdam(0.01),
+        nf.Lion(0.003),
+        nf.AdamW(0.01),
+    ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
 def test_optimizers_in_training(any_backend, optimizer):
@@ -148,6 +154,19 @@ def test_evaluate_and_predict(any_backend, dtype, batch_size):
     np.testing.assert_array_equal(model.predict_classes(X), outputs.argmax(axis=1))
 
 
+def test_evaluations_are_independent(any_backend):
+    """Plans of inference are kept; neither an earlier sum nor an earlier NaN stays in one."""
+    model, _ = train("regressor", "numpy")
+    y, weights = MODELS["regressor"][1], model.get_weights()
+    expected = model.evaluate(X, y, device=any_backend)
+    for spoiled in (0.0, 1e200):
+        model.set_weights({name: np.full_like(value, spoiled) for name, value in weights.items()})
+        with np.errstate(all="ignore"):
+            assert model.evaluate(X, y) != expected
+        model.set_weights(weights)
+        assert model.evaluate(X, y) == expected
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_iterable_of_batches_and_streaming(any_backend, monkeypatch, streamed):
     """Where rows come from makes no difference: the device's memory, the host's, or the user's own batches."""
@@ -164,9 +183,16 @@ def test_iterable_of_batches_and_streaming(any_backend, monkeypatch, streamed):
 
         model = make()
         history = model.fit(
-            Batches(), loss="huber", metrics=["mae"], optimizer=nf.Adam(0.01, clip_norm=1.0, ema=0.9), epochs=3, seed=11,
-            dtype="float64", device=any_backend, verbose=0,
-        )  # fmt: skip
+            Batches(),
+            loss="huber",
+            metrics=["mae"],
+            optimizer=nf.Adam(0.01, clip_norm=1.0, ema=0.9),
+            epochs=3,
+            seed=11,
+            dtype="float64",
+            device=any_backend,
+            verbose=0,
+        )
         other = model, history
     assert_same_training(other, resident, "float64")
 
@@ -195,7 +221,7 @@ def test_recording_leaves_no_trace(name):
     assert_same_training(train(name, RunsWhileRecording()), train(name, "numpy"), "float64")
 
 
-# ---- one seed: the same initial weights, shuffles and masks, bit for bit -----------------------------------------
+# ---- one seed: the same initial weights, shuffles and masks, bit for bit -----------------------------------
 @dtypes
 def test_initial_weights(any_backend, dtype):
     make, y, arguments = MODELS["classifier"]
@@ -206,6 +232,12 @@ def test_initial_weights(any_backend, dtype):
     built = make().build((2, 3), seed=11, dtype=dtype)
     np.testing.assert_array_equal(built.get_flat_weights(), models[0].get_flat_weights())
     assert np.abs(make().build((2, 3), seed=12, dtype=dtype).get_flat_weights() - built.get_flat_weights()).max() > 0.1
+
+
+def test_every_parameter_has_numbers_of_its_own():
+    model = nf.Sequential([nf.Dense(4), nf.Dense(4, bias_initializer="normal"), nf.Dense(4)]).build(4, seed=0)
+    drawn = [value for name, value in model.get_weights().items() if name.endswith("W")]
+    assert all(np.abs(a - b).max() > 0.1 for a in drawn for b in drawn if a is not b)
 
 
 class StepLosses(nf.Callback):
@@ -227,7 +259,14 @@ def test_shuffle(any_backend, watched):
     values = np.arange(20.0)[:, None]
     model = nf.Sequential([nf.Dense(1, initializer="ones")])
     losses = StepLosses()
-    arguments = {"loss": "mae", "optimizer": nf.SGD(0.0), "seed": 5, "device": any_backend, "batch_size": 1, "verbose": 0}
+    arguments = {
+        "loss": "mae",
+        "optimizer": nf.SGD(0.0),
+        "seed": 5,
+        "device": any_backend,
+        "batch_size": 1,
+        "verbose": 0,
+    }
     history = model.fit(values, np.zeros(20), epochs=3, callbacks=[losses] if watched else [], **arguments)
     assert history["loss"] == [9.5] * 3
     if watched:
@@ -267,7 +306,9 @@ def test_masks(any_backend, dtype, shape, rate, seed, step, stream):
 def test_masks_in_a_plan(any_backend):
     """Each step and each layer has a mask of its own, and a smaller batch a prefix of it, on every backend the same."""
     seed, rates = 2**33 + 9, (0.5, 0.25)
-    built = build_chain([nf.Dense(6, initializer=lambda s, r: np.eye(6)), nf.Dropout(rates[0]), nf.Dropout(rates[1])], (6,))
+    built = build_chain(
+        [nf.Dense(6, initializer=lambda s, r: np.eye(6)), nf.Dropout(rates[0]), nf.Dropout(rates[1])], (6,)
+    )
     params = Parameters(built, any_backend, "float32")
     params.initialise(0)
     plan = Plan(
@@ -279,15 +320,24 @@ def test_masks_in_a_plan(any_backend):
     for step, rows in enumerate((10, 10, 3, 10), start=1):
         plan.feed(np.ones((rows, 6), np.float32), np.zeros((rows, 6), np.float32))
         plan.run(rows)
-        first, second = (expected_mask((rows, 6), rate, seed, step, stream) for stream, rate in zip((1, 2), rates, strict=True))
+        first, second = (
+            expected_mask((rows, 6), rate, seed, step, stream) for stream, rate in zip((1, 2), rates, strict=True)
+        )
         np.testing.assert_array_equal(any_backend.to_numpy(plan.output(rows)) != 0, first & second)
 
 
 def test_dropout_in_training_is_seeded(any_backend):
     losses = {
         seed: nf.Sequential([nf.Dropout(0.5), nf.Dense(1, initializer="ones")]).fit(
-            np.ones((8, 9)), np.zeros(8), loss="mae", optimizer=nf.SGD(0.0), epochs=3, seed=seed, device=any_backend, verbose=0
-        )["loss"]  # fmt: skip
+            np.ones((8, 9)),
+            np.zeros(8),
+            loss="mae",
+            optimizer=nf.SGD(0.0),
+            epochs=3,
+            seed=seed,
+            device=any_backend,
+            verbose=0,
+        )["loss"]
         for seed in (1, 2)
     }
     assert len(set(losses[1])) == 3  # another mask at each step
@@ -296,7 +346,7 @@ def test_dropout_in_training_is_seeded(any_backend):
     assert losses[1] == pytest.approx([2.0 * mask.sum() / 8 for mask in masks])
 
 
-# ---- odd sizes ---------------------------------------------------------------------------------------------------------
+# ---- odd sizes ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
 def test_last_batch(any_backend, rows):
     """Fewer rows than a batch, exactly one batch, one row more."""
@@ -306,9 +356,18 @@ def test_last_batch(any_backend, rows):
     for device in ("numpy", any_backend):
         model = nf.Sequential([nf.Dense(5, "sigmoid"), nf.LayerNorm(), nf.Dense(2)])
         history = model.fit(
-            x, y, loss="mse", optimizer=nf.Adam(0.01), epochs=3, batch_size=16, seed=2, dtype="float64", device=device,
-            metrics=["rmse"], verbose=0,
-        )  # fmt: skip
+            x,
+            y,
+            loss="mse",
+            optimizer=nf.Adam(0.01),
+            epochs=3,
+            batch_size=16,
+            seed=2,
+            dtype="float64",
+            device=device,
+            metrics=["rmse"],
+            verbose=0,
+        )
         results.append((model, history))
     assert_same_training(results[1], results[0], "float64")
 
@@ -318,9 +377,14 @@ def test_batches_of_many_sizes(any_backend):
     rng = np.random.default_rng(0)
     trainers = [
         nf.Trainer(
-            nf.Sequential([nf.Dense(4, "tanh"), nf.Dense(1)]), "mse", nf.SGD(0.1), device=device, batch_size=12,
-            dtype="float64", seed=1,
-        )  # fmt: skip
+            nf.Sequential([nf.Dense(4, "tanh"), nf.Dense(1)]),
+            "mse",
+            nf.SGD(0.1),
+            device=device,
+            batch_size=12,
+            dtype="float64",
+            seed=1,
+        )
         for device in ("numpy", any_backend)
     ]
     for rows in [*range(12, 0, -1), *range(1, 13), 12, 1]:

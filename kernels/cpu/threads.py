@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import nullcontext
 from functools import cache as once
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def region_guard() -> Any:
     return _region_lock if numba.threading_layer() == "workqueue" else _no_lock
 
 
+def _openblas_functions(path: str) -> tuple[Any, Any] | None:
+    """OpenBLAS's own functions that get and set its number of threads, under whatever name a build gives them."""
+    library = ctypes.CDLL(path)
+    for prefix, suffix in product(("", "scipy_"), ("", "64_", "_64", "_64_")):
+        names = (f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set"))
+        found = [getattr(library, name, None) for name in names]
+        if all(found):
+            return found[0], found[1]
+    return None
+
+
 class _SingleThreadedBlas:
     """SciPy's BLAS held to one thread while kernels run; restored by the last one out."""
 
@@ -59,24 +71,34 @@ class _SingleThreadedBlas:
         self._lock = threading.Lock()
         self._users = 0
         self._before: list[int] = []
+        self._found: list[tuple[Any, Any]] | None = None
 
-    @once  # noqa: B019 - one instance for the life of the process
-    def _libraries(self) -> list[Any]:
-        from threadpoolctl import ThreadpoolController
+    def _controls(self) -> list[tuple[Any, Any]]:
+        """Functions that get and set the number of threads of each library that kernels may call."""
+        if self._found is None:
+            from threadpoolctl import ThreadpoolController
 
-        blas = ThreadpoolController().select(user_api="blas").lib_controllers
-        # SciPy's wheel brings its own copy; elsewhere (conda) one copy serves NumPy and SciPy alike
-        own = [library for library in blas if "scipy.libs" in library.filepath or "/scipy/" in library.filepath]
-        return own or blas
+            blas = ThreadpoolController().select(user_api="blas").lib_controllers
+            # SciPy's wheel brings its own copy; elsewhere (conda) one copy serves NumPy and SciPy alike
+            own = [library for library in blas if "scipy.libs" in library.filepath or "/scipy/" in library.filepath]
+            self._found = []
+            for library in own or blas:
+                functions = None
+                if library.internal_api == "openblas" and library.threading_layer == "pthreads":
+                    # threadpoolctl's own setter does nothing in all but the first Python thread that calls it
+                    functions = _openblas_functions(library.filepath)
+                self._found.append(functions or (library.get_num_threads, library.set_num_threads))
+        return self._found
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._before = [library.get_num_threads() for library in self._libraries()]
-                for library, number in zip(self._libraries(), self._before, strict=True):
+                controls = self._controls()
+                self._before = [get() for get, _ in controls]
+                for (_, put), number in zip(controls, self._before, strict=True):
                     if number != 1:
-                        library.set_num_threads(1)
+                        put(1)
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
@@ -85,9 +107,9 @@ class _SingleThreadedBlas:
                 self._restore()
 
     def _restore(self) -> None:
-        for library, number in zip(self._libraries(), self._before, strict=True):
+        for (_, put), number in zip(self._controls(), self._before, strict=True):
             if number != 1:
-                library.set_num_threads(number)
+                put(number)
 
     def after_fork(self) -> None:
         """The parent's other threads, and what they held, do not exist in the child."""

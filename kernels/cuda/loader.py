@@ -148,7 +148,10 @@ def expressions(file: str, args: Sequence[str] | None = None) -> list[str]:
     """The name expressions of a file's kernels: with template arguments `args`, or all of them."""
     wanted = None if args is None else tuple(args)
     return [
-        _name(kernel, each) for kernel, table in FILES[file].items() for each in table if wanted is None or each == wanted
+        _name(kernel, each)
+        for kernel, table in FILES[file].items()
+        for each in table
+        if wanted is None or each == wanted
     ]
 
 
@@ -177,9 +180,7 @@ class Kernels:
         function = self._functions.get(key)
         if function is None:
             # CuPy compiles the module when its first function is asked for
-            module = self._cupy.RawModule(
-                code=source(file), options=OPTIONS, name_expressions=expressions(file, args)
-            )
+            module = self._cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=expressions(file, args))
             for expression, table in FILES[file].items():
                 if args in table:
                     self._functions[(expression, *args)] = module.get_function(_name(expression, args))

@@ -106,9 +106,10 @@ class CupyArrays(ArrayBackend):
         self._index = device_index
         self._cupy = self._import_cupy(device_index)
         self._device = self._cupy.cuda.Device(device_index)
-        self._array_type = self._cupy.ndarray
+        self._cublas = self._cupy.cuda.cublas
+        self._array_type: Any = self._cupy.ndarray
         # Scalars of cuBLAS calls are read from host memory
-        self._scalars: dict[tuple[str, float], np.ndarray] = {}
+        self._scalars: dict[tuple[str, float], tuple[np.ndarray, int]] = {}
 
     def _import_cupy(self, index: int) -> Any:
         if reason := probe(index):
@@ -166,7 +167,10 @@ class CupyArrays(ArrayBackend):
             raise TypeError(f"cannot copy {src.dtype} to {out.dtype} by the rule 'same_kind'")
         if src.shape != out.shape:
             src = np.broadcast_to(src, out.shape)
-        out.set(np.ascontiguousarray(src, dtype=out.dtype))
+        if out.flags.c_contiguous:
+            out.set(np.ascontiguousarray(src, dtype=out.dtype).reshape(out.shape))
+        else:
+            out[...] = self._cupy.asarray(np.ascontiguousarray(src, dtype=out.dtype)).reshape(out.shape)
 
     def synchronize(self) -> None:
         self._device.synchronize()
@@ -191,8 +195,7 @@ class CupyArrays(ArrayBackend):
         if kind not in "fd" or not contiguous or 0 in (n, m, k):
             super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
             return
-        cublas = self._cupy.cuda.cublas
-        call = cublas.sgemm if kind == "f" else cublas.dgemm
+        call = self._cublas.sgemm if kind == "f" else self._cublas.dgemm
         # cuBLAS counts in columns: out.T = op(b).T @ op(a).T. TF32 is off unless it is asked for.
         call(
             self._cupy.cuda.device.get_cublas_handle(),
@@ -215,5 +218,6 @@ class CupyArrays(ArrayBackend):
         """Host address of a number that stays where it is."""
         key = (kind, value)
         if key not in self._scalars:
-            self._scalars[key] = np.array([value], kind)
-        return self._scalars[key].ctypes.data
+            held = np.array([value], kind)
+            self._scalars[key] = held, held.ctypes.data
+        return self._scalars[key][1]

@@ -29,7 +29,7 @@ def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
         if self._cupy.cuda.runtime.getDevice() == self._index:
             return method(self, *args, **kwargs)
-        with self._device:
+        with self._cupy.cuda.Device(self._index):
             return method(self, *args, **kwargs)
 
     return call
@@ -97,9 +97,7 @@ class CupyBackend(CudaLayers, CudaSteps, CupyArrays):
             kind = char
         return loader.SCALARS.get(kind)
 
-    def _launch(
-        self, file: str, kernel: str, args: tuple[str, ...], shape: tuple[Any, ...], *arguments: Any
-    ) -> None:
+    def _launch(self, file: str, kernel: str, args: tuple[str, ...], shape: tuple[Any, ...], *arguments: Any) -> None:
         """Launch on the current stream; ``None`` is a null pointer, ints are int64, floats double."""
         function = self._kernels.get(file, kernel, *args)
         function(shape[0], shape[1], tuple(0 if x is None else x for x in arguments))

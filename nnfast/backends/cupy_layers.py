@@ -29,7 +29,7 @@ class CudaLayers:
     _launch: Any
     _type: Any
     _scratch: Any
-    _array_type: type
+    _array_type: Any
     gemm: Any
 
     # ---- elementwise and column sums ------------------------------------------------------------
@@ -75,7 +75,7 @@ class CudaLayers:
             return None
         functor = loader.ACTIVATIONS[act.name]
         shape = self._kernels.flat(dy.size)
-        self._launch("activation", "act_grad", (t, functor), shape, dy, saved, out, dy.size, act.alpha)
+        self._launch("activation", "act_grad", (t, functor), shape, dy, saved, out, dy.size, float(act.alpha))
         return None
 
     def _rows(self, t: str, kernel: str, like: Array, *arrays: Array) -> None:
@@ -88,7 +88,7 @@ class CudaLayers:
     def _bias_act(self, t: str, act: Activation, x: Array, b: Array | None, z: Array | None, y: Array) -> None:
         functor = loader.ACTIVATIONS[act.name]
         shape = self._kernels.flat(x.size)
-        self._launch("activation", "bias_act", (t, functor), shape, x, b, z, y, x.size, x.shape[-1], act.alpha)
+        self._launch("activation", "bias_act", (t, functor), shape, x, b, z, y, x.size, x.shape[-1], float(act.alpha))
 
     def _act_grad_bias(
         self, t: str, act: Activation, dy: Array, saved: Array | None, dz: Array | None, db: Array
@@ -98,7 +98,7 @@ class CudaLayers:
         grid, block, per_chunk = self._kernels.tiles(rows, columns)
         functor = loader.ACTIVATIONS[act.name]
         (sums,) = self._chunk_sums(grid[1], db)
-        arguments = (dy, saved, dz, sums, rows, columns, per_chunk, act.alpha)
+        arguments = (dy, saved, dz, sums, rows, columns, per_chunk, float(act.alpha))
         self._launch("activation", "act_grad_bias", (t, functor), (grid, block), *arguments)
         self._finish_chunks(t, grid[1], (sums, db))
 
@@ -239,7 +239,9 @@ class CudaLayers:
             self._launch("layer_norm", "layer_norm_dx", (t,), shape, dy, x, gamma, mean, rstd, dx, *x.shape)
         return None
 
-    def batch_norm(self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array) -> Any:
+    def batch_norm(
+        self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
+    ) -> Any:
         t = self._type(x, gamma, beta, out, mean, var)
         if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
@@ -290,7 +292,15 @@ class CudaLayers:
         return None
 
     def batch_norm_track(
-        self, mean: Array, var: Array, state: Array, *, rows: int, momentum: float, running_mean: Array, running_var: Array
+        self,
+        mean: Array,
+        var: Array,
+        state: Array,
+        *,
+        rows: int,
+        momentum: float,
+        running_mean: Array,
+        running_var: Array,
     ) -> Any:
         t = self._type(mean, var, running_mean, running_var)
         if t is None or not _same(mean, var, running_mean, running_var):

@@ -130,7 +130,9 @@ class CudaSteps:
         name = f"{rule}<{', '.join((t, *(str(flag).lower() for flag in flags)))}>"
         slots = (*held, *(None,) * (3 - len(held)))
         shape = self._kernels.flat(param.size)
-        self._launch("optimizers", "optimizer_step", (name,), shape, param, grad, *slots, state, self._sync(), param.size)
+        self._launch(
+            "optimizers", "optimizer_step", (name,), shape, param, grad, *slots, state, self._sync(), param.size
+        )
         return None
 
     def sgd_step(self, param: Array, grad: Array, velocity: Array | None, state: Array, *, nesterov: bool) -> Any:

@@ -16,6 +16,7 @@ class NumbaOptimizers:
     """The optimizer part of :class:`~nnfast.backends.numba_backend.NumbaBackend`."""
 
     fused: bool
+    _record: list[Any] | None
     _emit: Any
     _numpy: Any
 
@@ -23,6 +24,8 @@ class NumbaOptimizers:
         if not (is_state(state) and plain(lr_table) and lr_table.dtype == np.float64):
             self._numpy("begin_step", state, lr_table)
             return
+        if self._record is None and not 0 <= state[S.CURSOR] < lr_table.size:
+            raise IndexError(f"begin_step: CURSOR is {state[S.CURSOR]:.0f}, the table has {lr_table.size} rates")
         self._emit(steps.state_call(steps.begin_step, state, lr_table.ctypes.data, lr_table.size, keep=lr_table))
 
     def record_loss(self, state: Array) -> None:

@@ -23,7 +23,6 @@ from .base import Dataset
 __all__ = ["is_idx_folder", "load_folder", "read_idx"]
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_MAX_DEFLATE_RATIO = 1032  # zlib's documentation: deflate never packs more than about 1032 : 1
 _CHUNK = 1 << 20
 
 _NAME = re.compile(r"(?:^|[-_.])(train|t10k|test)[-_.](images|labels)[-_.]idx\d-ubyte(?:\.gz)?$")
@@ -45,8 +44,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises
     ------
     DataError
-        If it is no IDX file, is damaged, or its size is not what its header says. The header is
-        checked against the size of the file before any memory is taken.
+        If it is no IDX file, is damaged, or its size is not what its header says. A header that
+        promises more than there is takes no memory.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -55,15 +54,15 @@ def read_idx(path: str | Path) -> np.ndarray:
             gzipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if not gzipped:
-                return _read(raw, path, size, exact=True)
+                return _read(raw, path, size)
             with gzip.open(raw) as file:
-                return _read(file, path, size * _MAX_DEFLATE_RATIO, exact=False)  # type: ignore[arg-type]
+                return _read(file, path, None)  # type: ignore[arg-type]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is a damaged gzip file: {error}") from error
 
 
-def _read(file: BinaryIO, path: Path, most: int, *, exact: bool) -> np.ndarray:
-    """Read from an open file that can hold at most (`exact`: precisely) `most` bytes."""
+def _read(file: BinaryIO, path: Path, size: int | None) -> np.ndarray:
+    """Read from an open file of `size` bytes; ``None`` if that is not known, since it is packed."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES or head[3] == 0:
         raise DataError(f"{path} is not an IDX file: it starts with {head.hex(' ') or 'nothing'}")
@@ -74,10 +73,10 @@ def _read(file: BinaryIO, path: Path, most: int, *, exact: bool) -> np.ndarray:
     shape = struct.unpack(f">{axes}I", sizes)
     dtype = np.dtype(_DTYPES[head[2]])
     expected = prod(shape) * dtype.itemsize
-    room = most - 4 - 4 * axes
-    if expected > room or (exact and expected != room):
+    if size is not None and expected != (room := size - 4 - 4 * axes):
         kind = "truncated" if expected > room else "longer than its header says"
         raise DataError(f"{path} is {kind}: shape {shape} needs {expected} bytes of data, the file has {room}")
+    # in pieces, so that memory follows what a packed file really holds, not what its header promises
     data = bytearray()
     while len(data) <= expected and (chunk := file.read(min(_CHUNK, expected + 1 - len(data)))):
         data += chunk

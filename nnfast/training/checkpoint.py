@@ -21,14 +21,14 @@ from ..errors import CheckpointError
 from ..files import replacing
 from ..layers.base import Layer
 from ..network import Network, TrainingState
-from ..parameters import Built, build_chain
+from ..parameters import Built, build_chain, layer_names
 
 __all__ = ["load", "save"]
 
 _Model = TypeVar("_Model", bound=Network)
 
 FORMAT = 1
-_KEY, _DIGEST = "nnfast", "digest"  # of the safetensors metadata, which maps text to text
+_KEY = "nnfast"  # in the safetensors metadata, which map text to text
 
 
 def _digest(header: str, tensors: Mapping[str, np.ndarray]) -> str:
@@ -39,6 +39,14 @@ def _digest(header: str, tensors: Mapping[str, np.ndarray]) -> str:
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _sealed(header: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """The JSON object `header` with the digest as its last member."""
+    return f'{header[:-1]}, "digest": "{_digest(header, tensors)}"}}'
+
+
+_SEAL = len(_sealed("{}", {})) - len("{")
 
 
 def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
@@ -70,7 +78,7 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
         raise TypeError(f"the model cannot be described as JSON: {error}") from None
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, {_KEY: text, _DIGEST: _digest(text, tensors)})
+            save_file(tensors, temporary, {_KEY: _sealed(text, tensors)})
         except SafetensorError as error:  # its form of an I/O error, such as a full disk
             raise OSError(f"cannot write {path}: {error}") from error
 
@@ -89,14 +97,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
-    if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+    text = metadata[_KEY]
+    if text != _sealed(text[:-_SEAL] + "}", tensors):
         raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
     try:
-        header = json.loads(metadata[_KEY])
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its description is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is damaged: its description is no JSON object")
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format version {header.get('format')!r}, this version of nnfast reads {FORMAT}"
@@ -124,9 +131,11 @@ def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, 
     try:
         chain: list[Layer] = []
         for entry in header["layers"]:
-            layer = _resolve(entry, {**layers_module.TABLE, **custom}, "layer", path)
-            layer.name = entry["name"]
-            chain.append(layer)
+            chain.append(_resolve(entry, {**layers_module.TABLE, **custom}, "layer", path))
+        names = [entry["name"] for entry in header["layers"]]
+        if layer_names(chain) != names:
+            for layer, name in zip(chain, names, strict=True):
+                layer.name = name
         model = kind(chain)
         if header["loss"] is not None:
             model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)

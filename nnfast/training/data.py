@@ -48,6 +48,9 @@ def as_array(x: Any, what: str) -> np.ndarray:
             array = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"{what} is not a rectangular array: {error}") from None
+        if array.dtype == object and hasattr(x, "columns") and all(t.kind in "fiub" for t in x.dtypes):
+            # pandas, columns of several types of number: booleans beside floats, or its own nullable types
+            array = x.to_numpy(np.float64, na_value=np.nan)
     elif hasattr(x, "__dlpack__"):
         array = np.from_dlpack(x)
     else:

@@ -88,7 +88,7 @@ class ResidentSource(ArraySource):
         arrays: list[Array] = [bk.asarray(self.x, dtype), bk.asarray(self.y)]
         if self.weight is not None:
             arrays.append(bk.asarray(self.weight, dtype))
-        self._order = bk.asarray(np.arange(self.rows, dtype=np.int64))
+        self._order = bk.asarray(np.arange(len(self.y), dtype=np.int64))
         self._outputs = None
         if keep_outputs:
             width = int(np.prod(engine.plan.built[-1].out_shape))

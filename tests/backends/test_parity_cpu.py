@@ -129,9 +129,9 @@ def test_act(rng, dtype, act, shape):
 
 @dtypes
 @pytest.mark.parametrize("act", activations.names())
-@pytest.mark.parametrize("extreme", [0.0, -0.0, 1e-30, -1e-30, 30.0, -30.0, 100.0, -100.0, 1e30, -1e30, np.inf, np.nan])
-def test_act_at_extremes(dtype, act, extreme):
-    z = np.array([[0.5, extreme, -0.25, 1.0]], dtype)
+def test_act_at_extremes(dtype, act):
+    extremes = [0.0, -0.0, 1e-30, -1e-30, 30.0, -30.0, 100.0, -100.0, 1e30, -1e30, np.inf, -np.inf, np.nan]
+    z = np.array([[0.5, extreme, -0.25, 1.0] for extreme in extremes], dtype)
     with np.errstate(all="ignore"):
         (want,), (got,) = both(lambda bk, o: bk.act(act, z, out=o), np.empty_like(z))
     close(got, want, dtype)
@@ -436,6 +436,14 @@ def test_bookkeeping(loss, bad_step):
     assert results[1][S.LR] == 0.2
 
 
+def test_a_rate_past_the_table_is_an_error_or_a_step_that_is_not_done():
+    table, state = np.array([0.1]), new_state(CURSOR=1.0)
+    with pytest.raises(IndexError, match="CURSOR is 1, the table has 1"):
+        NUMBA.begin_step(state, table)
+    NUMBA.capture(lambda bk: bk.begin_step(state, table)).run()
+    assert np.isnan(state[S.LR])
+
+
 @dtypes
 @pytest.mark.parametrize("size", [1, 1000, 100_001])
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf])
@@ -513,7 +521,7 @@ def test_optimizer_does_nothing_after_a_bad_step(rng, dtype, name):
 @dtypes
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "ema"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("at", [0, 30_000, 50_000])
+@pytest.mark.parametrize("at", [0, 50_000])
 def test_optimizer_keeps_the_elements_that_would_not_be_finite(rng, dtype, name, bad, at):
     size = 50_001
     gradients = rng.standard_normal((3, size))

@@ -65,15 +65,15 @@ class TestOutput:
         assert list(tmp_path.iterdir()) == []
 
     def test_json(self, cli):
-        result = cli.json("train", "spiral", "--epochs", 3, "--no-save", "--optimizer", "sgd", "--dropout", 0.1)
+        result = cli.json("train", "spiral", "--epochs", 3, "--no-save", "--optimizer", "lion", "--dropout", 0.1)
         assert result["command"] == "train"
         assert (result["device"], result["device_reason"], result["dtype"]) == ("numpy", "asked for", "float32")
         assert result["epochs"] == 3
         assert {name: len(curve) for name, curve in result["history"].items()} == dict.fromkeys(
             ["loss", "accuracy", "val_loss", "val_accuracy", "lr"], 3
         )
-        assert result["recipe"]["optimizer"] == "sgd"
-        assert result["recipe"]["lr"] == nf.SGD.default_lr  # the recipe's own rate is Adam's
+        assert result["recipe"]["optimizer"] == "lion"
+        assert result["recipe"]["lr"] == nf.Lion.default_lr != 0.01  # the recipe's own rate is Adam's
         assert (result["model"], result["plot"]) == (None, None)
 
     def test_quiet(self, cli):

@@ -14,7 +14,6 @@ from scipy.special import erf
 
 from nnfast.backends import formulas
 from nnfast.backends.cupy_backend import CupyBackend
-
 from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
 from tests.cuda.host_shim import host_shim, unavailable
 

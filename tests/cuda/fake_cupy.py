@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from nnfast.kernels.cuda import FILES, OPTIONS, source
-
 from tests.cuda.host_shim import HostShim
 
 _GUARD = 64
@@ -209,7 +208,9 @@ class FakeKernel:
             raise ValueError(f"{self.name}: launch shape {grid} x {block} is out of range")
         if len(args) != len(self.kernel.signature):
             raise TypeError(f"{self.name} takes {len(self.kernel.signature)} arguments, got {len(args)}")
-        values = [self._value(i, code, arg) for i, (code, arg) in enumerate(zip(self.kernel.signature, args, strict=True))]
+        values = [
+            self._value(i, code, arg) for i, (code, arg) in enumerate(zip(self.kernel.signature, args, strict=True))
+        ]
         self.cupy.counts.launches += 1
         self.cupy.counts.kernels.append(self.name)
         self.kernel.launch(grid, block, values)
@@ -221,7 +222,9 @@ class FakeKernel:
         if len(code) == 1:  # CuPy passes int as int64 and float as double
             wanted = {"q": int, "d": float}[code]
             if type(arg) is not wanted:
-                raise TypeError(f"{self.name}: argument {i} is {type(arg).__name__}, the parameter takes {wanted.__name__}")
+                raise TypeError(
+                    f"{self.name}: argument {i} is {type(arg).__name__}, the parameter takes {wanted.__name__}"
+                )
             return arg
         if isinstance(arg, FakeArray):
             if code[1] != "v" and np.dtype(code[1]) != arg.dtype and not (code[1] == "q" and arg.dtype == np.int64):
@@ -285,9 +288,13 @@ class _Ufunc:
 
 
 _UFUNCS = (
-    "abs add subtract multiply divide maximum minimum exp expm1 log log1p tanh sqrt sign isfinite isnan matmul square"
-).split()
-_FUNCTIONS = "sum mean max min all any argmax where clip full_like ones_like zeros_like dot concatenate stack".split()
+    *("abs", "add", "subtract", "multiply", "divide", "maximum", "minimum", "exp", "expm1", "log", "log1p", "tanh"),
+    *("sqrt", "square", "sign", "isfinite", "isnan", "matmul"),
+)
+_FUNCTIONS = (
+    *("sum", "mean", "max", "min", "all", "any", "argmax", "where", "clip", "full_like", "ones_like", "zeros_like"),
+    *("dot", "concatenate", "stack"),
+)
 
 
 class FakeCupy:
@@ -351,11 +358,21 @@ class FakeCupy:
             if x.device.id == self.current_device and dtype in (None, x.dtype):
                 return x
             return self._new(x.host if dtype is None else x.host.astype(dtype))
+        if hasattr(x, "__cuda_array_interface__"):  # memory on the device: no copy
+            described = x.__cuda_array_interface__
+            dtype = np.dtype(described["typestr"])
+            nbytes = int(np.prod(described["shape"])) * dtype.itemsize
+            cells = (ctypes.c_uint8 * nbytes).from_address(described["data"][0])
+            host = np.frombuffer(cells, dtype).reshape(described["shape"])
+            return FakeArray(self, host, Memory(0), self.current_device)
         x = np.asarray(x, dtype)
         if x.dtype.kind in "OSUV" or not x.dtype.isnative:
             raise ValueError(f"Unsupported dtype {x.dtype}")
         self.counts.uploads += 1
         return self._new(x)
+
+    def from_dlpack(self, x: Any) -> FakeArray:
+        return FakeArray(self, np.from_dlpack(x.on_host), Memory(0), self.current_device)
 
     def ascontiguousarray(self, x: FakeArray, dtype: Any = None) -> FakeArray:
         if not isinstance(x, FakeArray):

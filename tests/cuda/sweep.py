@@ -97,7 +97,9 @@ class Sweep:
             self._call("linear_act", small, W, b, name, out=y, saved=z)
             dy = self._out(f"linear dy {name}", n, m)
             self._call("fill", dy, 0.5)  # used up by the call
-            dx, dW, db = (self._out(f"linear {d} {name}", *s) for d, s in (("dx", (n, 5)), ("dW", (5, m)), ("db", (m,))))
+            dx, dW, db = (
+                self._out(f"linear {d} {name}", *s) for d, s in (("dx", (n, 5)), ("dW", (5, m)), ("db", (m,)))
+            )
             kept = y if activations.get(name).saves == "output" else z
             self._call("linear_act_grad", dy, small, W, kept, name, dx=dx, dW=dW, db=db)
         self._call("add", x, x, out=self._out("add", n, m))
@@ -175,5 +177,7 @@ class Sweep:
         for centered in (False, True):
             for velocity in (False, True):
                 label = f"rmsprop {centered} {velocity}"
-                held = [self._out(f"{label} {i}", size) if used else None for i, used in enumerate((1, centered, velocity))]
+                held = [
+                    self._out(f"{label} {i}", size) if used else None for i, used in enumerate((1, centered, velocity))
+                ]
                 step("rmsprop_step", label, held)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -102,30 +103,40 @@ def test_small_work_starts_no_threads():
     assert out == "False\n"
 
 
-def test_blas_runs_on_one_thread_and_is_restored():
+def blas_threads():
     from threadpoolctl import ThreadpoolController
 
-    NumbaBackend().gemm(np.ones((4, 4)), np.ones((4, 4)), out=np.empty((4, 4)))
     blas = ThreadpoolController().select(user_api="blas").lib_controllers
-    before = [library.get_num_threads() for library in blas]
-    ours = threads.single_threaded_blas._libraries()
+    return {library.filepath: library.get_num_threads() for library in blas}
+
+
+def test_blas_runs_on_one_thread_and_is_restored():
+    NumbaBackend().gemm(np.ones((40, 40)), np.ones((40, 40)), out=np.empty((40, 40)))
+    controls = threads.single_threaded_blas._controls()
+    assert controls
+    before = [get() for get, _ in controls]
+    seen = []
+
+    def enter():
+        with threads.single_threaded_blas, threads.single_threaded_blas:
+            seen.append(([get() for get, _ in controls], blas_threads()))
+
     try:
-        for library in ours:
-            library.set_num_threads(2)
-        with threads.single_threaded_blas:
-            with threads.single_threaded_blas:
-                assert [library.get_num_threads() for library in ours] == [1] * len(ours)
-            assert [library.get_num_threads() for library in ours] == [1] * len(ours)
-            if len(ours) < len(blas):
-                # NumPy's own library is the user's: its threads are not ours to take
-                others = [library.filepath for library in blas if library.filepath not in {o.filepath for o in ours}]
-                kept = [n for library, n in zip(blas, before, strict=True) if library.filepath in others]
-                now = [library.get_num_threads() for library in blas if library.filepath in others]
-                assert now == kept
-        assert [library.get_num_threads() for library in ours] == [2] * len(ours)
+        for _, put in controls:
+            put(2)
+        outside = blas_threads()
+        in_another_thread = threading.Thread(target=enter)
+        for run_it in (enter, lambda: (in_another_thread.start(), in_another_thread.join())):
+            run_it()
+            numbers, inside = seen.pop()
+            assert numbers == [1] * len(controls)
+            # NumPy's own library, where it has one, is the user's: its threads are not ours to take
+            changed = [path for path in outside if inside[path] != outside[path]]
+            assert len(changed) <= len(controls)
+            assert blas_threads() == outside
     finally:
-        for library, number in zip(blas, before, strict=True):
-            library.set_num_threads(number)
+        for (_, put), number in zip(controls, before, strict=True):
+            put(number)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 200, 5000, 100_003])

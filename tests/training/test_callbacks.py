@@ -221,6 +221,7 @@ def test_an_error_in_a_callback_reaches_the_caller(backend: Backend) -> None:
 
 
 # ---- not finite ----------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_stop_on_non_finite(backend: Backend) -> None:
     X, _ = problem()
     y = X[:, :1].copy()

@@ -50,7 +50,7 @@ def test_validation_split_is_random_seeded_and_never_trained_on(backend: Backend
 def test_validation_weights(backend: Backend) -> None:
     X, y = problem()
     weight = np.linspace(0, 3, len(y))
-    rows, held = data.split(len(X), 0.25, 3)
+    _, held = data.split(len(X), 0.25, 3)
     model = network()
     history = fit(model, X, y, device=backend, validation_split=0.25, sample_weight=weight)
     assert history["val_loss"] == [model.evaluate(X[held], y[held], sample_weight=weight[held])["loss"]]
@@ -271,7 +271,8 @@ def test_a_bar_on_a_terminal() -> None:
                                          callbacks=[Slow()])
     """
     main, terminal = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "PYTHONPATH": found}
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=terminal, stderr=terminal, env=environment
     )

@@ -12,7 +12,7 @@ import pytest
 import nnfast as nf
 from nnfast.backends.base import Backend
 from nnfast.training import loop
-from nnfast.training.data import EmptyDataError
+from nnfast.training.data import EmptyDataError, as_array
 
 from .helpers import assert_same, fit, network, problem
 
@@ -109,6 +109,19 @@ def test_other_number_types_equal_float32(dtype: str, backend: Backend) -> None:
     assert_same(one, other)
     np.testing.assert_array_equal(X, before)
     assert X.dtype == np.dtype(dtype)
+
+
+def test_tables_with_columns_of_several_types() -> None:
+    pandas = _module("pandas")
+    table = pandas.DataFrame({"a": [1.5, 2.5], "b": [True, False], "c": [3, 4]})
+    for each in (table, table.convert_dtypes()):
+        np.testing.assert_array_equal(as_array(each, "X"), [[1.5, 1, 3], [2.5, 0, 4]])
+    missing = pandas.DataFrame({"a": [1.5, None], "b": [1, 2]}).convert_dtypes()
+    with pytest.raises(ValueError, match="nan at row 1, column 0"):
+        fit(network(), missing, [0, 1], device="numpy")
+    for more in (["x", "y"], pandas.Categorical(["x", "y"]), pandas.to_datetime(["2020", "2021"])):
+        with pytest.raises(TypeError, match="real numbers"):
+            fit(network(), table.assign(d=more), [0, 1], device="numpy")
 
 
 @pytest.mark.parametrize("layout", ["C", "big-endian"])

@@ -100,6 +100,7 @@ def test_from_outside_while_nobody_watches_steps(backend: Backend) -> None:
         with pytest.warns(RuntimeWarning, match="interrupted"):
             history = fit(model, X.repeat(100, axis=0), y.repeat(100), epochs=400, batch_size=1, device=backend)
     finally:
+        timer.cancel()
         timer.join()
     assert len(history.epochs) < 400
     assert model.training_state.step > 0

@@ -148,6 +148,15 @@ def test_a_model_may_end_in_its_probabilities(
     assert one.evaluate(X, y, metrics="accuracy") == other.evaluate(X, y, metrics="accuracy")
 
 
+def test_a_model_of_nothing_but_probabilities(backend: Backend) -> None:
+    model = nf.Sequential([nf.Activation("softmax")]).build(3)
+    logits, labels = np.random.default_rng(0).standard_normal((5, 3)), np.array([0, 1, 2, 0, 1])
+    proba = _softmax(logits)
+    loss = model.evaluate(logits, labels, loss="cross_entropy", device=backend)["loss"]
+    assert loss == pytest.approx(-np.log(proba[np.arange(5), labels]).mean(), rel=1e-5)
+    np.testing.assert_allclose(model.predict(logits), proba, rtol=1e-5)
+
+
 # ---- evaluate ------------------------------------------------------------------------------------------
 def test_evaluate(model: nf.Sequential) -> None:
     X, y = problem()
@@ -223,6 +232,6 @@ def test_weights_in_and_out(model: nf.Sequential) -> None:
         ({**weights, "dense.b": np.full(6, np.inf)}, ValueError),
         ({**weights, "dense.b": ["a"] * 6}, TypeError),
     ]:
-        with pytest.raises(error, match="dense|more"):
+        with pytest.raises(error, match=r"dense|more"):
             model.set_weights(broken)
         np.testing.assert_array_equal(model.predict(X), outputs)

@@ -124,7 +124,7 @@ def test_a_bad_first_batch_leaves_the_model_unbuilt() -> None:
     model = network()
     trainer = nf.Trainer(model, "cross_entropy", device="numpy")
     for broken in ((X, y + 1), (np.full_like(X, np.inf), y), (X[:, 0], y), (X, y[1:])):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"0\.\.2|inf|row axis|41 rows, yb has 40"):
             trainer.step(*broken)
         assert not model.is_built
     trainer.step(X, y)
@@ -138,8 +138,9 @@ def test_weights_must_come_with_every_step(backend: Backend) -> None:
         trainer.step(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_step_that_is_not_finite_raises_once(backend: Backend) -> None:
-    X, y = problem()
+    X, _ = problem()
     target = X[:, :1] * 2
     one, other = network(classes=1).build(4, seed=0), network(classes=1).build(4, seed=0)
     trainers = [nf.Trainer(model, "mse", "adam", device=backend, batch_size=41) for model in (one, other)]
@@ -161,14 +162,15 @@ def test_a_step_that_is_not_finite_raises_once(backend: Backend) -> None:
 def test_steps_and_fits_take_turns(order: str, backend: Backend) -> None:
     X, y = problem()
     one, other = network(dropout=0.3).build(4, seed=3), network(dropout=0.3).build(4, seed=3)
-    trainer = nf.Trainer(one, "cross_entropy", nf.NAdam(0.01), device=backend)
+    optimizer = nf.NAdam(lambda step: 0.05 / (1 + step))
+    trainer = nf.Trainer(one, "cross_entropy", optimizer, device=backend)
     for turn in order.replace(",", "").split():
         if turn == "steps":
             _loop(trainer, X, y, 1)
             one.training_state.epoch += 1
         elif turn == "fit":
-            fit(one, X, y, shuffle=False, optimizer=nf.NAdam(0.01), device=backend)
-    fit(other, X, y, epochs=one.training_state.epoch, shuffle=False, optimizer=nf.NAdam(0.01), device=backend)
+            fit(one, X, y, shuffle=False, optimizer=optimizer, device=backend)
+    fit(other, X, y, epochs=one.training_state.epoch, shuffle=False, optimizer=optimizer, device=backend)
     assert_same(one, other)
 
 
