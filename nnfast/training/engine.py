@@ -132,9 +132,9 @@ class Engine:
         if state[S.BAD_STEP]:
             step = int(state[S.BAD_STEP])
             raise NonFiniteError(
-                f"the loss or an updated weight stopped being finite at step {step} (learning rate "
-                f"{state[S.LR]:.3g}); the weights are those from before that step. Try a smaller learning rate, "
-                "clip_norm=1.0, or standardised inputs",
+                f"the loss, or the update of a weight, stopped being finite at step {step} (learning rate "
+                f"{state[S.LR]:.3g}); the last finite weights are kept. Try a smaller learning rate, clip_norm=1.0, "
+                "or standardised inputs",
                 step,
             )
 

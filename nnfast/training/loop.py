@@ -146,6 +146,8 @@ def fit(
                 raise ValueError("validation_split needs arrays; give validation_data beside an iterable of batches")
             if sample_weight is not None:
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
+            if isinstance(class_weight, str):
+                raise ValueError(f"class_weight={class_weight!r} needs arrays; give a dict beside an iterable of batches")
             batches = BatchSource(x, loss, class_weight, dtype)
             model.prepare(batches.in_shape, seed, dtype)
             batches.expect(model.in_shape, model.out_shape)
@@ -154,14 +156,18 @@ def fit(
             x, y = _checked_arrays(model, backend, x, y, dtype)
             model.prepare(x.shape[1:], seed, dtype)
             target = loss.targets(y, model.out_shape, dtype)
-            weight = data.sample_weights(sample_weight, class_weight, target, len(y), dtype)
+            if sample_weight is not None:
+                sample_weight = data.sample_weights(sample_weight, None, target, len(y), np.float64)
             if validation_split:
                 if validation_data is not None:
                     raise ValueError("give validation_data or validation_split, not both")
                 rows, held = data.split(len(x), validation_split, model.training_state.seed)
-                own = None if sample_weight is None else data.as_array(sample_weight, "sample_weight")[held]
+                own = None if sample_weight is None else sample_weight[held]
                 validation_data = (backend.to_numpy(x[held]), y[held], own)
-                x, target, weight = x[rows], target[rows], None if weight is None else weight[rows]
+                x, target = x[rows], target[rows]
+                sample_weight = None if sample_weight is None else sample_weight[rows]
+            # After the split: "balanced" counts the rows that are trained on
+            weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)
             kind = ResidentSource if data.on_gpu(x) or _fits(backend, x, dtype) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
         validation = None

@@ -32,6 +32,8 @@ class Trainer:
         Where; see :func:`nnfast.get_backend`.
     batch_size : int, optional
         Largest number of rows of a step; by default that of the first batch.
+    steps_per_epoch, total_steps : int, optional
+        For schedules of the learning rate that are measured in epochs, or by the end of training.
     dtype : {"float32", "float64"}
         Of the weights and the computation.
     seed : int, optional
@@ -52,6 +54,8 @@ class Trainer:
         *,
         device: str | Backend = "auto",
         batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -62,6 +66,7 @@ class Trainer:
         self.batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
         self.dtype = model.checked_dtype(dtype)
         self._seed = seed
+        self._lengths = (steps_per_epoch, total_steps)
         self._engine: Engine | None = None
 
     def _start(self, x: np.ndarray, target: np.ndarray, weighted: bool) -> Engine:
@@ -75,6 +80,7 @@ class Trainer:
             target=(target.shape[1:], target.dtype),
             weighted=weighted,
         )
+        engine.schedule.bind(*self._lengths)
         engine.set(S.ROW, 0.0)
         self.batch_size, self._weighted = engine.plan.batch, weighted
         self._arrays = self._arrays_of(self.model)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nnfast as nf
 from nnfast import activations
 from nnfast.backends.base import Backend
 from nnfast.backends.cupy_backend import CupyBackend, probe
@@ -17,6 +18,7 @@ from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.errors import DeviceUnavailable
 from nnfast.kernels import step_state as S
 from nnfast.kernels.cuda import loader
+from nnfast.training.engine import Engine
 from tests.cuda.emulator import EmulatedBackend, FakeArray, emulated_backend
 from tests.cuda.sweep import Sweep
 
@@ -31,6 +33,35 @@ def test_steady_state_neither_waits_nor_copies_nor_allocates(dtype: str) -> None
     sweep.run()
     assert bk.counts.launches > 100
     assert (bk.counts.syncs, bk.counts.uploads, bk.counts.allocations) == (0, 0, 0)
+
+
+def test_steady_state_of_a_whole_model(emulated_cuda: EmulatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, seen, run = emulated_cuda.counts, [], Engine.run
+
+    def counted(self: Engine, rows: int, steps: int = 1) -> None:
+        counts.reset()
+        run(self, rows, steps)
+        seen.append((steps, counts.launches > 20 * steps, counts.syncs, counts.uploads, counts.allocations))
+
+    monkeypatch.setattr(Engine, "run", counted)
+    layers = [nf.Dense(9, "gelu"), nf.BatchNorm(), nf.Dropout(0.3), nf.Dense(7, "tanh"), nf.LayerNorm(), nf.Dense(3)]
+    rng = np.random.default_rng(1)
+    nf.Sequential(layers).fit(
+        rng.standard_normal((64, 5)),
+        rng.integers(0, 3, 64),
+        loss="cross_entropy",
+        optimizer=nf.AdamW(0.01, clip_norm=1.0, ema=0.9),
+        sample_weight=rng.random(64),
+        batch_size=16,
+        epochs=2,
+        device=emulated_cuda,
+        seed=0,
+        verbose=0,
+    )
+    # The last steps of the second epoch: the learning rates of an epoch are uploaded at its start
+    steps, *rest = seen[-1]
+    assert steps > 1
+    assert rest == [True, 0, 0, 0]
 
 
 def test_step_is_read_on_the_device(emulated_cuda: EmulatedBackend) -> None:

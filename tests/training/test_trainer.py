@@ -194,3 +194,13 @@ def test_a_model_that_is_built_anew(backend: Backend) -> None:
     first = [trainer.step(X, y) for _ in range(3)]
     model.build(4, seed=0)
     assert [trainer.step(X, y) for _ in range(3)] == first
+
+
+def test_schedules_in_epochs_know_the_lengths(backend: Backend) -> None:
+    rng = np.random.default_rng(0)
+    model = nf.Sequential([nf.Dense(1)])
+    rates = nf.optimizers.schedules.get("step", base_lr=0.1)
+    trainer = nf.Trainer(model, "mean_squared_error", nf.SGD(rates), device=backend, steps_per_epoch=2, seed=0)
+    for _ in range(3):
+        trainer.step(rng.standard_normal((4, 2)), rng.standard_normal((4, 1)))
+    assert trainer.steps == 3
