@@ -147,7 +147,7 @@ def fit(
             if sample_weight is not None:
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
             if isinstance(class_weight, str):
-                raise ValueError(f"class_weight={class_weight!r} needs arrays; give a dict beside an iterable of batches")
+                raise ValueError(f"class_weight={class_weight!r} needs arrays; beside an iterable, give a dict")
             batches = BatchSource(x, loss, class_weight, dtype)
             model.prepare(batches.in_shape, seed, dtype)
             batches.expect(model.in_shape, model.out_shape)
