@@ -38,7 +38,7 @@ TILE_ROWS_MIN = 256
 # Fewer rows than this for each thread are not worth a thread
 THREAD_ROWS_MIN = 32
 # Tasks per thread of the other kernels: evens out a thread that the system interrupts
-TASKS_PER_THREAD = 2
+TASKS_PER_THREAD = 1
 
 # dW: below this many elements each task sums over its own rows of the batch into its own copy of dW, and
 # the copies are added; above, each task does its own rows of W.
