@@ -46,6 +46,7 @@ _NAMES = {
     ),
     "NeuralNetwork": "scratch",
     "WeightPath": "plotting",
+    "ProgressBar": "training.progress",
     **dict.fromkeys(
         ("NNFastError", "DeviceUnavailable", "NonFiniteError", "CheckpointError", "DataError", "NotBuiltError"),
         "errors",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
         StopOnNonFinite,
     )
     from .training.history import History
+    from .training.progress import ProgressBar
     from .training.trainer import Trainer
 
 

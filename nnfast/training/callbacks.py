@@ -4,13 +4,49 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..network import Network
 from . import checkpoint
+from .history import History
 
-__all__ = ["CSVLogger", "Callback", "EarlyStopping", "LearningRateLogger", "ModelCheckpoint", "StopOnNonFinite"]
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "FitInfo",
+    "LearningRateLogger",
+    "ModelCheckpoint",
+    "StopOnNonFinite",
+]
+
+
+@dataclass(frozen=True)
+class FitInfo:
+    """What a callback may want to know of the fit that it is in.
+
+    Attributes
+    ----------
+    first, last : int
+        Numbers of the first and the last epoch.
+    rows : int or None
+        Rows in an epoch, where that is known.
+    parameters : int
+        Number of trained parameters.
+    device : str
+        Where the model is trained.
+    history : History
+        Grows with each epoch.
+    """
+
+    first: int
+    last: int
+    rows: int | None
+    parameters: int
+    device: str
+    history: History
 
 
 class Callback:
@@ -23,9 +59,12 @@ class Callback:
     ----------
     model : Network
         The model in training.
+    info : FitInfo
+        The fit's length, size and device, and its history so far.
     """
 
     model: Network
+    info: FitInfo
 
     def on_train_begin(self, model: Network) -> None:
         """Before the first epoch."""
@@ -35,6 +74,9 @@ class Callback:
 
     def on_step_end(self, step: int, logs: dict[str, float]) -> None:
         """After each step, with its ``loss`` and ``lr``. Overriding this makes every step wait for it."""
+
+    def on_progress(self, rows: int, logs: dict[str, float]) -> None:
+        """Some ten times a second within an epoch: `rows` rows are done, with this mean ``loss`` so far."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch, with all its numbers; what is added to `logs` goes into the history."""

@@ -18,12 +18,12 @@ from ..losses import Hinge, Loss
 from ..network import Network
 from ..optimizers import Optimizer
 from . import data
-from .callbacks import Callback, StopOnNonFinite, watches_steps
+from .callbacks import Callback, FitInfo, StopOnNonFinite, watches_steps
 from .engine import Engine
 from .history import History
 from .inference import forward
 from .predictions import through_link
-from .progress import Progress
+from .progress import ProgressBar
 from .sources import BatchSource, ResidentSource, Source, StreamedSource
 
 __all__ = ["Validation", "fit"]
@@ -225,11 +225,17 @@ class _Run:
         verbose: int,
     ) -> None:
         self.model, self.engine, self.source, self.validation = model, engine, source, validation
-        self.metrics, self.callbacks = metrics, list(callbacks)
+        # The bar comes last: its line of an epoch shows what the other callbacks added
+        bar = [ProgressBar(lines=verbose > 1)] if verbose else []
+        self.metrics, self.callbacks = metrics, [*callbacks, *bar]
         self.first = engine.progress.epoch + 1
         self.last = engine.progress.epoch + epochs
         self.history = History()
-        self.progress = Progress(self.first, self.last, verbose)
+        info = FitInfo(
+            self.first, self.last, source.rows, model.parameters.count, engine.backend.device, self.history
+        )
+        for callback in self.callbacks:
+            callback.model, callback.info = model, info
         self.each_step = any(watches_steps(callback) for callback in self.callbacks)
         self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
         steps = source.steps
@@ -239,10 +245,7 @@ class _Run:
         model = self.model
         model.stop_training = False
         for callback in self.callbacks:
-            callback.model = model
-        for callback in self.callbacks:
             callback.on_train_begin(model)
-        self.progress.start(self._headline())
         try:
             with _catch_interrupt() as self.interrupt:
                 for epoch in range(self.first, self.last + 1):
@@ -250,7 +253,6 @@ class _Run:
                         break
         finally:
             self.engine.finish()
-            self.progress.finish(self.history.stopped)
             for callback in self.callbacks:
                 callback.on_train_end(model)
         if self.interrupt.pressed:
@@ -258,17 +260,11 @@ class _Run:
             warnings.warn(f"training was {stopped}", RuntimeWarning, stacklevel=4)
         return self.history
 
-    def _headline(self) -> str:
-        rows = "batches" if self.source.rows is None else f"{self.source.rows:,} rows"
-        count = self.model.parameters.count
-        return f"training {count:,} parameters on {rows}, device {self.engine.backend.device}, {self.model.dtype}"
-
     def _epoch(self, epoch: int) -> bool:
         """Run an epoch; whether another one may follow."""
         engine, model = self.engine, self.model
         for callback in self.callbacks:
             callback.on_epoch_begin(epoch)
-        self.progress.begin_epoch(epoch, self.source.rows)
         engine.begin_epoch()
         rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step)
         state = engine.read()
@@ -292,9 +288,10 @@ class _Run:
             engine.forget_rates()
         engine.note(state)  # a callback may save the model
         for callback in self.callbacks:
+            callback.on_progress(rows, {"loss": logs["loss"]})
+        for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
         self.history.append(epoch, logs)
-        self.progress.end_epoch(epoch, rows, logs)
         if self.interrupt.pressed:
             self.history.stopped = f"interrupted after epoch {epoch}"
         elif model.stop_training and epoch < self.last:
@@ -314,7 +311,9 @@ class _Run:
         """Between steps: show progress, call callbacks; whether to stop here."""
         state = self.engine.read()
         if state[S.WEIGHT_SUM]:
-            self.progress.advance(rows, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]))
+            logs = {"loss": float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM])}
+            for callback in self.callbacks:
+                callback.on_progress(rows, logs)
         if self.each_step:
             logs = {"loss": float(state[S.LOSS]), "lr": float(state[S.LR])}
             for callback in self.callbacks:

@@ -6,39 +6,35 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["Progress"]
+from ..network import Network
+from .callbacks import Callback
+
+__all__ = ["ProgressBar"]
+
+# Lines of a long run without a terminal: more than this many say no more
+_MAX_LINES = 50
 
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
 
 
-class Progress:
-    """Shows epochs and the samples per second within one.
+class ProgressBar(Callback):
+    """Shows the epochs and, on a terminal, a bar with the loss, the metrics, samples per second and time left.
+
+    ``fit`` brings one along unless ``verbose=0``.
 
     Parameters
     ----------
-    epochs : int
-        Last epoch of this fit.
-    first : int
-        First epoch of this fit.
-    verbose : int
-        0 shows nothing, 1 a bar on a terminal and lines elsewhere, 2 always lines.
+    lines : bool
+        Plain lines on a terminal, too.
     """
 
-    # Lines of a long run without a terminal: more than this many say no more
-    _MAX_LINES = 50
-
-    def __init__(self, first: int, epochs: int, verbose: int) -> None:
-        self.first, self.epochs = first, epochs
-        self.shown = verbose > 0
+    def __init__(self, *, lines: bool = False) -> None:
+        self.lines = lines
         self._bar: Any = None
         self._task: Any = None
-        total = epochs - first + 1
         self._last = ""
-        self._every = 1 if verbose > 1 else max(1, total // self._MAX_LINES)
-        if self.shown and verbose == 1 and sys.stdout.isatty():
-            self._bar = self._make_bar()
 
     @staticmethod
     def _make_bar() -> Any:
@@ -52,11 +48,14 @@ class Progress:
             transient=True,
         )
 
-    def start(self, message: str) -> None:
-        """Say what is about to happen."""
-        if self.shown:
-            self._print(message)
-        if self._bar is not None:
+    def on_train_begin(self, model: Network) -> None:
+        info = self.info
+        self._last, self._task = "", None
+        self._every = 1 if self.lines else max(1, (info.last - info.first + 1) // _MAX_LINES)
+        rows = "batches" if info.rows is None else f"{info.rows:,} rows"
+        self._print(f"training {info.parameters:,} parameters on {rows}, device {info.device}, {model.dtype}")
+        if not self.lines and sys.stdout.isatty():
+            self._bar = self._make_bar()
             self._bar.start()
 
     def _print(self, text: str) -> None:
@@ -65,41 +64,38 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def begin_epoch(self, epoch: int, rows: int | None) -> None:
-        """An epoch of `rows` rows starts."""
+    def on_epoch_begin(self, epoch: int) -> None:
         self._began = time.perf_counter()
-        self._rows = rows
+        self._rows = 0
         if self._bar is not None:
-            description = f"epoch {epoch}/{self.epochs}"
+            description = f"epoch {epoch}/{self.info.last}"
             if self._task is None:
-                self._task = self._bar.add_task(description, total=rows, text="")
+                self._task = self._bar.add_task(description, total=self.info.rows, text="")
             else:
-                self._bar.reset(self._task, description=description, total=rows, text="")
+                self._bar.reset(self._task, description=description, total=self.info.rows, text="")
 
-    def advance(self, rows: int, loss: float) -> None:
-        """`rows` rows of the epoch are done, with this mean loss so far."""
-        if self._bar is not None:
+    def on_progress(self, rows: int, logs: dict[str, float]) -> None:
+        self._rows = rows
+        if self._bar is not None and "loss" in logs:
             rate = rows / max(time.perf_counter() - self._began, 1e-9)
-            text = f"loss {_number(loss)}{self._last}  {rate:,.0f} samples/s"
+            text = f"loss {_number(logs['loss'])}{self._last}  {rate:,.0f} samples/s"
             self._bar.update(self._task, completed=rows, text=text)
 
-    def end_epoch(self, epoch: int, rows: int, logs: dict[str, float]) -> None:
-        """An epoch is over."""
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         # Metrics are known at an epoch's end; the bar shows the last ones while the next epoch runs
         self._last = "".join(f"  {name} {_number(value)}" for name, value in logs.items() if name not in ("loss", "lr"))
-        last = epoch == self.epochs
-        if not self.shown or not (last or epoch == self.first or epoch % self._every == 0):
+        info = self.info
+        if not (epoch in (info.first, info.last) or epoch % self._every == 0):
             return
         seconds = time.perf_counter() - self._began
         numbers = "  ".join(f"{name} {_number(value)}" for name, value in logs.items() if name != "lr")
         lasted = f"{seconds:.2f} s" if seconds >= 0.05 else f"{1e3 * seconds:.2f} ms"
-        width = len(str(self.epochs))
-        self._print(f"epoch {epoch:>{width}}/{self.epochs}  {numbers}  {rows / seconds:,.0f} samples/s  {lasted}")
+        width = len(str(info.last))
+        self._print(f"epoch {epoch:>{width}}/{info.last}  {numbers}  {self._rows / seconds:,.0f} samples/s  {lasted}")
 
-    def finish(self, message: str | None) -> None:
-        """Training is over."""
+    def on_train_end(self, model: Network) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self.shown and message:
-            print(message, flush=True)
+        if self.info.history.stopped:
+            print(self.info.history.stopped, flush=True)

@@ -240,3 +240,26 @@ def test_stop_on_non_finite(backend: Backend) -> None:
     fit(quiet, X, X[:, :1], loss="mse", device=backend, callbacks=[callback])
     assert callback.step is None
     assert all(np.isfinite(array).all() for array in everything(quiet).values())
+
+
+def test_progress_bar_as_a_callback_and_what_callbacks_know(backend: Backend, capsys: pytest.CaptureFixture) -> None:
+    class Watch(nf.Callback):
+        def __init__(self) -> None:
+            self.rows: list[int] = []
+
+        def on_progress(self, rows: int, logs: dict[str, float]) -> None:
+            assert logs["loss"] > 0
+            self.rows.append(rows)
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            assert len(self.info.history.epochs) == epoch - self.info.first
+
+    X, y = problem()
+    watch = Watch()
+    callbacks = [watch, nf.ProgressBar()]
+    network().fit(X, y, loss="cross_entropy", epochs=2, device=backend, seed=0, verbose=0, callbacks=callbacks)
+    assert watch.rows.count(len(X)) >= 2
+    assert (watch.info.first, watch.info.last, watch.info.rows) == (1, 2, len(X))
+    out = capsys.readouterr().out
+    assert f"on {len(X):,} rows, device {backend.device}" in out
+    assert out.count("samples/s") == 2
