@@ -36,6 +36,33 @@ class Call:
         self.floats = np.ascontiguousarray(self.floats, np.float64)
 
 
+def fused(I, F, task):  # noqa: E741 - the kernels' own names
+    """Run several kernels on the same task, one after the other; I: their number, then three columns each."""
+    for c in range(I[0]):
+        call_kernel(I[1 + 3 * c], I[2 + 3 * c], I[3 + 3 * c], task)
+
+
+def sequence(calls: Sequence[Call]) -> Call:
+    """One call that does, for each task, that task of all `calls`, so that they meet the data in the cache."""
+    from .specialise import kernel
+
+    if len(calls) == 1:
+        return calls[0]
+    tasks = {call.tasks for call in calls}
+    if len(tasks) > 1:
+        raise ValueError(f"calls that run as one need the same number of tasks, they have {sorted(tasks)}")
+    columns = [v for call in calls for v in (call.function, call.ints.ctypes.data, call.floats.ctypes.data)]
+    return Call(
+        kernel(fused),
+        np.array([len(calls), *columns]),
+        np.zeros(1),
+        tasks.pop(),
+        any(call.parallel for call in calls),
+        any(call.blas for call in calls),
+        tuple(calls),
+    )
+
+
 def _serial(calls, steps):
     for _ in range(steps):
         for c in range(calls.shape[0]):

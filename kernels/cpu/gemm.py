@@ -1,7 +1,8 @@
-"""Matrix products: ``out = op(a) @ op(b) + beta * out``, cut into tasks that each call BLAS on a block.
+"""Matrix products, ``out = op(a) @ op(b) + beta * out``, cut into tasks.
 
-Everything else in ``kernels/cpu`` multiplies through :func:`gemm_block` alone, so a generated micro-kernel
-can take BLAS's place here. BLAS is called by address (from ``scipy.linalg.cython_blas``), with leading
+A task does some rows of the result, or some steps of the summed dimension, with the generated kernels of
+``product.py``; with plain loops where the whole product is tiny; or with BLAS, where the host's vectors are not
+known or ``NNFAST_GEMM=blas`` says so. BLAS is called by address (from ``scipy.linalg.cython_blas``), with leading
 dimensions, so nothing is copied; a row-major C = A B is the column-major C^T = B^T A^T.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import threads, tuning
+from . import product, threads, tuning
 from .driver import Call
 from .intrinsics import blas_gemm
 from .specialise import function, kernel
@@ -51,6 +52,7 @@ def block_function(dtype: np.dtype[Any]) -> Any:
     return function(gemm_block, dtype, TINY=tuning.TINY_PRODUCT)
 
 
+# ---- plain loops and BLAS ----------------------------------------------------------------------------
 # Record of both kernels below. TILE counts rows of C in the first, steps of k in the second.
 C, ROWS, COLUMNS, TILE, A, B, DEPTH, TRANS_A, TRANS_B, LDA, LDB, BLAS = range(12)
 
@@ -97,26 +99,133 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
     return Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out))
 
 
+# ---- generated ---------------------------------------------------------------------------------------
+# Record: the first eleven slots of the kernels above, then the mode (0 rows, 1 depth), where A is packed to (0: read
+# where it is) and bytes from task to task, state of B, where it is packed to and bytes from task to task, tiles and
+# bytes from task to task.
+def generated_product(I, F, task):
+    m, n, k, a, b, c = I[1], I[2], I[6], I[4], I[5], I[0]
+    first = task * I[3]
+    if I[11] == 0:
+        m = min(I[3], m - first)
+        a += first * T_SIZE * (1 if I[7] else I[9])
+        c += first * n * T_SIZE
+    else:
+        k = min(I[3], k - first)
+        a += first * T_SIZE * (I[9] if I[7] else 1)
+        b += first * T_SIZE * (1 if I[8] else I[10])
+        c += task * m * n * T_SIZE
+    beta = T(F[0])
+    if beta != T(0.0) and beta != T(1.0):
+        out = ptr(c)
+        for i in range(m * n):
+            out[i] *= beta
+    a_to = I[12] + task * I[13] if I[12] != 0 else 0
+    add = 0 if beta == T(0.0) else 1
+    b_to, tile = I[15] + task * I[16], I[17] + task * I[18]
+    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[14], b_to, c, n, add, tile)
+
+
+def pack_task(I, F, task):
+    """A task packs some columns of B; I: to, b, k, n, ldb, trans, columns of a task."""
+    first = task * I[6]
+    PACK_COLUMNS(first, min(first + I[6], I[3]), I[2], I[3], I[1], I[4], I[5], I[0])
+
+
+READ, PACK, PACKED = range(3)  # states of B
+
+
+def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b: bool) -> tuple[Call, np.ndarray]:
+    """The call that packs B for all tasks, and the packed B."""
+    to = np.empty(blocks.columns_size(k, n), b.dtype)
+    number = threads.count() if k * n >= tuning.PARALLEL_ELEMENTS else 1
+    width = blocks.shape.columns
+    per_task = -(-n // (number * width)) * width
+    tasks = -(-n // per_task)
+    ints = np.array([to.ctypes.data, b.ctypes.data, k, n, b.shape[1], trans_b, per_task], np.int64)
+    address = kernel(pack_task, b.dtype, blocks.variant, PACK_COLUMNS=blocks.pack_columns)
+    return Call(address, ints, np.zeros(1), tasks, tasks > 1, keep=(b, to)), to
+
+
+def _product(
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    trans_a: bool,
+    trans_b: bool,
+    beta: float,
+    tile: int,
+    tasks: int,
+    depth: bool,
+) -> list[Call]:
+    """The call of a product in `tasks` tasks of `tile` rows or, with `depth`, steps; perhaps one to be made before."""
+    m, n = out.shape[-2:]
+    k = a.shape[0] if trans_a else a.shape[1]
+    dtype = out.dtype
+    ints = [
+        out.ctypes.data, m, n, tile, a.ctypes.data, b.ctypes.data, k, trans_a, trans_b, a.shape[1], b.shape[1],
+    ]  # fmt: skip
+    blocks = product.blocking(dtype)
+    if blocks is None or m * n * k <= tuning.TINY_PRODUCT:
+        template = gemm_depth if depth else gemm_rows
+        address = kernel(template, dtype, BLOCK=block_function(dtype))
+        uses_blas = blocks is None
+        ints.append(blas_address(dtype) if uses_blas else 0)
+        return [Call(address, np.array(ints), np.array([beta]), tasks, tasks > 1, uses_blas, (a, b, out))]
+    part_m, part_k = (m, tile) if depth else (tile, k)
+    keep: list[Any] = [a, b, out]
+    before: list[Call] = []
+
+    def room(size: int) -> tuple[int, int]:
+        """Address and bytes per task of new room for `size` elements in each task, on lines of its own."""
+        size = -(-size // 16) * 16
+        array = np.empty(size * tasks + 16, dtype)
+        keep.append(array)
+        return array.ctypes.data + -array.ctypes.data % 64, size * dtype.itemsize
+
+    # The last tile may be so low that it reads rows of the one before it; the first has none before it
+    reads_a = blocks.reads_rows(m, a.shape[1], trans_a) and part_m >= blocks.shape.few_rows
+    a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
+    b_to, state = (0, 0), READ
+    if trans_b or not blocks.reads_columns(n, b.shape[1]):
+        if depth or tasks == 1:
+            b_to, state = room(blocks.columns_size(part_k, n)), PACK
+        else:
+            call, packed = _pack_call(blocks, b, k, n, trans_b)
+            before.append(call)
+            b_to, state = (packed.ctypes.data, 0), PACKED
+    ints += [depth, *a_to, state, *b_to, *room(blocks.tile_size)]
+    address = kernel(generated_product, dtype, blocks.variant, PRODUCT=blocks.product)
+    return [*before, Call(address, np.array(ints), np.array([beta]), tasks, tasks > 1, keep=tuple(keep))]
+
+
+def rows_product(
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    tile: int,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    beta: float = 0.0,
+) -> list[Call]:
+    """Calls of a product; task t of the last one does rows ``tile * t`` onward of `out`."""
+    return _product(a, b, out, trans_a, trans_b, beta, tile, -(-out.shape[0] // tile), depth=False)
+
+
+def depth_product(
+    a: np.ndarray, b: np.ndarray, parts: np.ndarray, tile: int, trans_a: bool = False, trans_b: bool = False
+) -> list[Call]:
+    """The call of a product whose task t sums over steps ``tile * t`` onward, into ``parts[t]``."""
+    return _product(a, b, parts, trans_a, trans_b, 0.0, tile, len(parts), depth=True)
+
+
 def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float) -> list[Call]:
     """The calls of one product of C-contiguous 2-d arrays of one dtype, float32 or float64."""
     m, n = out.shape
     k = a.shape[0] if trans_a else a.shape[1]
     number = threads.count() if 2 * m * n * k >= tuning.PARALLEL_FLOPS else 1
-    block = block_function(out.dtype)
-    ints = np.array(
-        [out.ctypes.data, m, n, 0, a.ctypes.data, b.ctypes.data, k, trans_a, trans_b, a.shape[1], b.shape[1], 0],
-        np.int64,
-    )
-    ints[BLAS] = blas_address(out.dtype)
     if number > 1 and m * n <= tuning.SPLIT_BATCH_ELEMENTS and k > 4 * max(m, n):
-        ints[TILE] = -(-k // number)
-        tasks = -(-k // int(ints[TILE]))
-        parts = np.empty((tasks, m, n), out.dtype)
-        ints[C] = parts.ctypes.data
-        address = kernel(gemm_depth, out.dtype, BLOCK=block)
-        split = Call(address, ints, np.zeros(1), tasks, True, blas=True, keep=(a, b, parts))
-        return [split, reduce_call(parts, out, beta)]
-    ints[TILE] = tile = max(1, -(-m // number))
-    tasks = -(-m // tile)
-    address = kernel(gemm_rows, out.dtype, BLOCK=block)
-    return [Call(address, ints, np.array([beta]), tasks, tasks > 1, tile * n * k > tuning.TINY_PRODUCT, (a, b, out))]
+        tile = -(-k // number)
+        parts = np.empty((-(-k // tile), m, n), out.dtype)
+        return [*depth_product(a, b, parts, tile, trans_a, trans_b), reduce_call(parts, out, beta)]
+    return rows_product(a, b, out, tuning.product_rows(m, number), trans_a, trans_b, beta)

@@ -55,9 +55,18 @@ def scalar_names(dtype: np.dtype[Any]) -> dict[str, Any]:
 
 
 def function(
-    template: Callable[..., Any], dtype: np.dtype[Any], variant: str = "", *, exact: bool = False, **names: Any
+    template: Callable[..., Any],
+    dtype: np.dtype[Any],
+    variant: str = "",
+    *,
+    exact: bool = False,
+    inline: bool = True,
+    **names: Any,
 ) -> Any:
-    """A function for use inside kernels, compiled into the kernel that calls it; arguments as :func:`kernel`'s."""
+    """A function for use inside kernels, compiled into the kernel that calls it; arguments as :func:`kernel`'s.
+
+    A large one that a kernel calls several times is not put `inline`.
+    """
     key = (template, dtype, variant)
     if (found := _functions.get(key)) is not None:
         return found
@@ -66,7 +75,9 @@ def function(
             name = "_".join(filter(None, (template.__name__, variant, SUFFIX[dtype])))
             copy = copy_of(template, name, {**scalar_names(dtype), **names})
             fastmath = EXACT if exact else FAST
-            _functions[key] = njit(fastmath=fastmath, error_model="numpy", forceinline=True)(copy)
+            _functions[key] = njit(fastmath=fastmath, error_model="numpy", forceinline=inline)(
+                copy
+            )
         return _functions[key]
 
 

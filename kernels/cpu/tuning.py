@@ -27,6 +27,17 @@ PARALLEL_FLOPS = 1_000_000
 # Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that a call of BLAS costs
 TINY_PRODUCT = 256
 
+# Whether products are done by the generated kernels (product.py), where the host's vectors are known, or by BLAS
+GENERATED_PRODUCTS = os.environ.get("NNFAST_GEMM", "generated") != "blas"
+# Steps of the summed dimension between two passes over C: a panel of A, 12 x 384 float32, takes 18 of the 32 KB
+# of a first-level cache
+PRODUCT_DEPTH = 384
+# Part of B that is gone through for one panel of A after the other
+PRODUCT_BLOCK_BYTES = L2 // 2
+# Rows of A this many bytes apart, or a multiple of it, share so few sets of the first-level cache that a
+# panel of them does not stay there
+CLASHING_STRIDE = 4096
+
 # An element-wise task is large enough to forget its start, small enough to balance
 CHUNK_ELEMENTS = 16_384
 
@@ -52,6 +63,12 @@ def row_tile(rows: int, row_bytes: int, threads: int) -> int:
     if threads > 1:
         tasks = -(-tasks // threads) * threads
     tile = -(-rows // max(tasks, 1))
+    return max(1, min(rows, -(-tile // 4) * 4))
+
+
+def product_rows(rows: int, threads: int) -> int:
+    """Rows per task of a product on its own: one task a thread, a multiple of 4 rows."""
+    tile = -(-rows // threads)
     return max(1, min(rows, -(-tile // 4) * 4))
 
 

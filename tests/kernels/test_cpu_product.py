@@ -1,0 +1,126 @@
+"""The generated matrix product: every edge, every way its operands are read, all vector widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product as combinations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from nnfast.kernels.cpu import gemm, micro, product, threads, tuning
+from nnfast.kernels.cpu.driver import Call, Program
+
+WIDTHS = (16, 32, 64)
+# Around the tiles' 4, 8, 12 rows and 4 to 32 columns, and around the depth of a block
+ROWS = (1, 3, 5, 12, 13, 25, 100)
+COLUMNS = (1, 10, 16, 17, 31, 32, 33, 64)
+DEPTHS = (1, 7, 64, tuning.PRODUCT_DEPTH - 1, tuning.PRODUCT_DEPTH + 5)
+
+
+@pytest.fixture(params=WIDTHS)
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Vectors of each width; LLVM makes two of one that the host does not have."""
+    monkeypatch.setattr(micro, "vector_bytes", lambda: request.param)
+    product.blocking.cache_clear()
+    yield request.param
+    monkeypatch.undo()
+    product.blocking.cache_clear()
+
+
+def _run(calls: list[Call]) -> None:
+    Program(calls).run()
+
+
+def _operands(m: int, n: int, k: int, trans_a: bool, trans_b: bool, dtype: str) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng([m, n, k])
+    a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+    stored = [np.ascontiguousarray(x.T if t else x, dtype) for x, t in ((a, trans_a), (b, trans_b))]
+    wide = [(x.T if t else x).astype(np.float64) for x, t in zip(stored, (trans_a, trans_b), strict=True)]
+    # The bound of the numerics policy: 8 eps |A| |B|
+    return *stored, wide[0] @ wide[1], 8 * np.finfo(dtype).eps * (np.abs(wide[0]) @ np.abs(wide[1]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("trans_a", "trans_b"), list(combinations((False, True), repeat=2)))
+def test_every_edge(width: int, trans_a: bool, trans_b: bool, dtype: str) -> None:
+    for m, n, k in combinations(ROWS, COLUMNS, DEPTHS):
+        a, b, expected, bound = _operands(m, n, k, trans_a, trans_b, dtype)
+        out = np.full((m, n), np.nan, dtype)
+        _run(gemm.gemm_calls(a, b, out, trans_a, trans_b, 0.0))
+        assert (np.abs(out - expected) <= bound).all(), (m, n, k)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_beta(width: int, beta: float) -> None:
+    for m, n, k in ((5, 10, 64), (25, 33, 400)):
+        a, b, expected, bound = _operands(m, n, k, False, False, "float32")
+        start = np.random.default_rng(0).standard_normal((m, n)).astype(np.float32)
+        out = start.copy()
+        _run(gemm.gemm_calls(a, b, out, False, False, beta))
+        assert (np.abs(out - (expected + beta * start)) <= bound + 1e-6).all()
+
+
+@pytest.mark.parametrize(("trans_a", "trans_b"), list(combinations((False, True), repeat=2)))
+def test_tasks_of_rows_and_of_depth(width: int, trans_a: bool, trans_b: bool) -> None:
+    m, n, k = 30, 48, 130
+    a, b, expected, bound = _operands(m, n, k, trans_a, trans_b, "float32")
+    out = np.empty((m, n), np.float32)
+    for tile in (1, 4, 7, 12, 29, 30):
+        out.fill(np.nan)
+        _run(gemm.rows_product(a, b, out, tile, trans_a, trans_b))
+        assert (np.abs(out - expected) <= bound).all(), tile
+    for tile in (13, 50, 130):
+        parts = np.full((-(-k // tile), m, n), np.nan, np.float32)
+        _run(gemm.depth_product(a, b, parts, tile, trans_a, trans_b))
+        assert (np.abs(parts.sum(axis=0) - expected) <= 2 * bound).all(), tile
+
+
+def test_rows_that_clash_in_the_cache_are_packed(width: int) -> None:
+    blocks = product.blocking(np.dtype(np.float32))
+    assert blocks is not None
+    stride = tuning.CLASHING_STRIDE // 4
+    assert not blocks.reads_rows(100, stride, False)
+    assert blocks.reads_rows(100, stride + 16, False)
+    a, b, expected, bound = _operands(40, 40, stride, False, False, "float32")
+    out = np.empty((40, 40), np.float32)
+    _run(gemm.gemm_calls(a, b, out, False, False, 0.0))
+    assert (np.abs(out - expected) <= bound).all()
+
+
+def test_what_is_not_finite_stays_where_it_belongs(width: int) -> None:
+    a, b, expected, _ = _operands(25, 33, 40, False, False, "float32")
+    a[3, 5], b[7, 32] = np.nan, np.inf
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    out = np.empty((25, 33), np.float32)
+    _run(gemm.gemm_calls(a, b, out, False, False, 0.0))
+    np.testing.assert_array_equal(np.isfinite(out), np.isfinite(expected))
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _, _ = _operands(150, 300, 500, False, False, "float32")
+    results = []
+    for number in (1, 2, 3):
+        monkeypatch.setattr(threads, "count", lambda number=number: number)
+        results.append(np.empty((150, 300), np.float32))
+        _run(gemm.gemm_calls(a, b, results[-1], False, False, 0.0))
+    assert (results[0] == results[1]).all()
+    assert (results[0] == results[2]).all()
+
+
+def test_blas_where_the_host_s_vectors_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro, "vector_bytes", lambda: 0)
+    product.blocking.cache_clear()
+    try:
+        for trans_a, trans_b in combinations((False, True), repeat=2):
+            a, b, expected, bound = _operands(25, 33, 64, trans_a, trans_b, "float32")
+            out = np.empty((25, 33), np.float32)
+            calls = gemm.gemm_calls(a, b, out, trans_a, trans_b, 0.0)
+            assert any(call.blas for call in calls)
+            _run(calls)
+            assert (np.abs(out - expected) <= bound).all()
+    finally:
+        monkeypatch.undo()
+        product.blocking.cache_clear()
