@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+import nnfast
+
 LAYERS = (256, 128)
 BATCH = 200
 EPOCHS = 2  # more than one
@@ -106,7 +108,10 @@ def header() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in ("nnfast", "numpy", "numba", "scipy", "scikit-learn")},
+        "versions": {
+            "nnfast": nnfast.__version__,
+            **{name: installed(name) for name in ("numpy", "numba", "scipy", "scikit-learn")},
+        },
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
     }
 
@@ -119,8 +124,12 @@ def measure(names: list[str], rounds: int) -> dict[str, Any]:
         pipes[name], theirs = context.Pipe()
         process = context.Process(target=contender, args=(name, theirs), daemon=True)
         process.start()
+        theirs.close()  # or a process that fails would leave us waiting
         processes.append(process)
-        assert pipes[name].recv() == "ready"
+        try:
+            pipes[name].recv()
+        except EOFError:
+            raise SystemExit(f"{name} could not be started; its own message stands above") from None
 
     def ask(name: str, epochs: int) -> tuple[float, float, float]:
         time.sleep(PAUSE)
