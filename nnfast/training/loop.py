@@ -163,8 +163,9 @@ def fit(
                     raise ValueError("give validation_data or validation_split, not both")
                 rows, held = data.split(len(x), validation_split, model.training_state.seed)
                 own = None if sample_weight is None else sample_weight[held]
-                validation_data = (backend.to_numpy(x[held]), y[held], own)
-                x, target = x[rows], target[rows]
+                index = backend.asarray if data.on_gpu(x) else np.asarray
+                validation_data = (x[index(held)], y[held], own)
+                x, target = x[index(rows)], target[rows]
                 sample_weight = None if sample_weight is None else sample_weight[rows]
             # After the split: "balanced" counts the rows that are trained on
             weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)

@@ -84,6 +84,10 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     device = property(lambda self: SimpleNamespace(id=self._device))
     data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data))
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.host.__array_interface__, "version": 3}
+
     def __len__(self) -> int:
         return len(self.host)
 
