@@ -183,8 +183,8 @@ def _product(
         keep.append(array)
         return array.ctypes.data + -array.ctypes.data % 64, size * dtype.itemsize
 
-    # The last tile may be so low that it reads rows of the one before it; the first has none before it
-    reads_a = blocks.reads_rows(m, a.shape[1], trans_a) and part_m >= blocks.shape.few_rows
+    # The last task may have so few rows that it reads some of the task before; the first has none before it
+    reads_a = blocks.reads_rows(part_m, a.shape[1], trans_a)
     a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
     b_to, state = (0, 0), READ
     if trans_b or not blocks.reads_columns(n, b.shape[1]):

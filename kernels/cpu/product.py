@@ -217,9 +217,9 @@ class Blocking:
         return self.shape.rows * self.shape.columns
 
     def reads_rows(self, m: int, stride: int, trans: bool) -> bool:
-        """Whether A can be read where it is: enough rows for a tile, and rows that do not clash in the cache."""
+        """Whether A can be read where it is: enough rows for a low tile, and rows that do not clash in the cache."""
         clash = (stride * self.dtype.itemsize) % tuning.CLASHING_STRIDE == 0
-        return m >= self.shape.rows and (trans or not clash)
+        return m >= self.shape.few_rows and (trans or not clash)
 
     def reads_columns(self, n: int, stride: int) -> bool:
         """Whether B can be read where it is: panels without an edge, in rows that are hardly longer than one."""
