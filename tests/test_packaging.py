@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -16,13 +16,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+
+
+def _installed(*names: str) -> bool:
+    """Whether all of these are installed; a folder called ``build`` beside us, which pip leaves, is not."""
+    try:
+        return all(importlib.metadata.version(name) for name in names)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not in a checkout"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("build") is None or importlib.util.find_spec("setuptools") is None,
-        reason="build or setuptools is not installed",
-    ),
+    pytest.mark.skipif(not _installed("build", "setuptools"), reason="build or setuptools is not installed"),
 ]
 
 
