@@ -17,7 +17,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-
 def _installed(*names: str) -> bool:
     """Whether all of these are installed; a folder called ``build`` beside us, which pip leaves, is not."""
     try:
