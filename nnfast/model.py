@@ -172,9 +172,7 @@ class Sequential(Network):
         data.check_inputs(X, self.in_shape)
         return X
 
-    def predict(
-        self, X: Any, *, batch_size: int | None = None, device: str | Backend | None = None
-    ) -> np.ndarray:
+    def predict(self, X: Any, *, batch_size: int | None = None, device: str | Backend | None = None) -> np.ndarray:
         """The outputs of the last layer, chunk by chunk.
 
         Parameters
@@ -286,7 +284,6 @@ class Sequential(Network):
             If a layer's configuration or `extra` is not JSON.
         """
         checkpoint.save(self, path, extra)
-
 
 
 def load(

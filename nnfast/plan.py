@@ -227,9 +227,7 @@ class Plan:
         self.loss, self.optimizer = loss, optimizer
         self.training = optimizer is not None
         self.backend = params.backend
-        self.layout = PlanLayout(
-            built, batch, params.dtype, training=self.training, target=target, weighted=weighted
-        )
+        self.layout = PlanLayout(built, batch, params.dtype, training=self.training, target=target, weighted=weighted)
         bk = self.backend
         self._buffer = bk.zeros(self.layout.nbytes, np.uint8)
         self.grad = bk.zeros(params.size, params.dtype) if self.training else None

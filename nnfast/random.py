@@ -84,6 +84,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of `n` rows in epoch `epoch`: a permutation of ``0..n-1``, int64."""
     return generator(seed, SHUFFLE, epoch).permutation(n)
 
+
 def checked_seed(seed: int | None) -> int:
     """The user's seed, checked, or a fresh one."""
     if seed is None:

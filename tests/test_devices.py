@@ -48,7 +48,9 @@ TRAIN = """
 
 
 def test_without_numba_and_cupy() -> None:
-    script = TRAIN + """
+    script = (
+        TRAIN
+        + """
     available = nf.available_devices()
     assert available["numpy"] is None
     assert "No module named 'numba'" in available["numba"], available
@@ -65,6 +67,7 @@ def test_without_numba_and_cupy() -> None:
         except nf.DeviceUnavailable as error:
             print(error)
     """
+    )
     lines = _python(script, blocked=("numba", "llvmlite", "cupy", "cupy_backends", "cupyx")).splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("device 'numba' cannot be used: ")
@@ -88,7 +91,9 @@ def test_a_package_that_is_broken(package: str, how: str, tmp_path: Path) -> Non
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(BROKEN[how])
     device = "numba" if package == "numba" else "cuda"
-    script = TRAIN + f"""
+    script = (
+        TRAIN
+        + f"""
     reason = nf.available_devices()[{device!r}]
     print(reason)
     try:
@@ -99,6 +104,7 @@ def test_a_package_that_is_broken(package: str, how: str, tmp_path: Path) -> Non
         raise AssertionError("no error")
     print(train("numpy"))
     """
+    )
     reason, trained = _python(script, folder=tmp_path).splitlines()
     assert trained == "numpy"
     assert ("libfoo.so.1" in reason) if BROKEN[how] else (package in reason.lower())

@@ -127,9 +127,7 @@ _overflows = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "rmsprop", "adagrad", "adamax", "adamw", "lion"])
 @pytest.mark.parametrize("bad", [1, 4])
-def test_the_weights_are_those_from_before_the_step(
-    bad: int, optimizer: str, streamed: bool, backend: Backend
-) -> None:
+def test_the_weights_are_those_from_before_the_step(bad: int, optimizer: str, streamed: bool, backend: Backend) -> None:
     """Finite data, whose squared error is not: everything is as if training had ended one step earlier."""
     targets = X[:, :1].copy()
     targets[8 * bad - 2] = 3e38
@@ -215,8 +213,6 @@ def test_a_loss_of_the_users_own_with_another_shape(
 
 def test_validation_that_is_not_finite_is_reported_not_raised(backend: Backend) -> None:
     targets = _with(X[:, :1], 0, 3e38)
-    history = fit(
-        network(classes=1), X, X[:, 0], loss="mse", device=backend, validation_data=(X, targets), epochs=2
-    )
+    history = fit(network(classes=1), X, X[:, 0], loss="mse", device=backend, validation_data=(X, targets), epochs=2)
     assert np.isnan(history["val_loss"]).all()
     assert np.isfinite(history["loss"]).all()

@@ -53,8 +53,8 @@ def block_function(dtype: np.dtype[Any]) -> Any:
 
 
 # ---- plain loops and BLAS ----------------------------------------------------------------------------
-# Record of both kernels below. TILE counts rows of C in the first, steps of k in the second.
-C, ROWS, COLUMNS, TILE, A, B, DEPTH, TRANS_A, TRANS_B, LDA, LDB, BLAS = range(12)
+# Record of both kernels below: C, its rows and columns, the tile (rows of C in the first kernel, steps of k in the
+# second), A, B, k, trans_a, trans_b, lda, ldb, BLAS.
 
 
 def gemm_rows(I, F, task):

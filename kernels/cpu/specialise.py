@@ -75,9 +75,7 @@ def function(
             name = "_".join(filter(None, (template.__name__, variant, SUFFIX[dtype])))
             copy = copy_of(template, name, {**scalar_names(dtype), **names})
             fastmath = EXACT if exact else FAST
-            _functions[key] = njit(fastmath=fastmath, error_model="numpy", forceinline=inline)(
-                copy
-            )
+            _functions[key] = njit(fastmath=fastmath, error_model="numpy", forceinline=inline)(copy)
         return _functions[key]
 
 

@@ -21,10 +21,10 @@ L2 = _level_2() if os.name == "posix" else 1 << 20
 # A parallel region costs 1.5 to 3 us. Work below about ten times that stays on one thread.
 # Element-wise kernels do about 1 element/ns (a polynomial activation) to 4 (a sum).
 PARALLEL_ELEMENTS = 16_384
-# BLAS reaches some 50 float32 operations/ns on one thread.
+# A product does some 100 float32 operations/ns on one thread, a small one half of that.
 PARALLEL_FLOPS = 1_000_000
 
-# Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that a call of BLAS costs
+# Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that packing and edges, or BLAS's call, cost
 TINY_PRODUCT = 256
 
 # Whether products are done by the generated kernels (product.py), where the host's vectors are known, or by BLAS
@@ -42,8 +42,8 @@ CLASHING_STRIDE = 4096
 CHUNK_ELEMENTS = 16_384
 
 # The rows of a linear tile: the tile of the result stays in the second-level cache while the bias and the
-# activation run over it. BLAS packs W anew for each tile, so tiles are tall and as few as the threads allow:
-# on 784 x 256, 50 rows cost 20 % more per row than 200 rows, 100 rows 7 %.
+# activation run over it. Tiles are tall and as few as the threads allow, since each goes through all of W (and BLAS
+# packs it anew): on 784 x 256 with BLAS, 50 rows cost 20 % more per row than 200 rows, 100 rows 7 %.
 TILE_BYTES = L2
 TILE_ROWS_MIN = 256
 # Fewer rows than this for each thread are not worth a thread

@@ -115,9 +115,7 @@ class BatchNorm(Layer):
         if self.training:
             bk.batch_norm(x, self.gamma, self.beta, eps=self.eps, out=y, mean=self.mean, var=self.var)
         else:
-            bk.batch_norm_inference(
-                x, self.gamma, self.beta, self.running_mean, self.running_var, eps=self.eps, out=y
-            )
+            bk.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, eps=self.eps, out=y)
 
     def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
         x = rows(self.x)

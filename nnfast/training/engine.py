@@ -19,6 +19,7 @@ from ..plan import Plan, without_link
 
 __all__ = ["Engine"]
 
+
 class Engine:
     """Steps of a model on a device.
 

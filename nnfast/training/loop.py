@@ -63,9 +63,7 @@ def _catch_interrupt() -> Iterator[_Interrupt]:
 class Validation:
     """A checked validation set, evaluated after each epoch."""
 
-    def __init__(
-        self, model: Network, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any
-    ) -> None:
+    def __init__(self, model: Network, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any) -> None:
         x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
         data.check_inputs(x, model.in_shape, "validation X")
         if len(x) != len(y):
@@ -232,9 +230,7 @@ class _Run:
         self.first = engine.progress.epoch + 1
         self.last = engine.progress.epoch + epochs
         self.history = History()
-        info = FitInfo(
-            self.first, self.last, source.rows, model.parameters.count, engine.backend.device, self.history
-        )
+        info = FitInfo(self.first, self.last, source.rows, model.parameters.count, engine.backend.device, self.history)
         for callback in self.callbacks:
             callback.model, callback.info = model, info
         self.each_step = any(watches_steps(callback) for callback in self.callbacks)
@@ -267,6 +263,7 @@ class _Run:
         for callback in self.callbacks:
             callback.on_epoch_begin(epoch)
         engine.begin_epoch()
+        self.shown = 0
         rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step)
         state = engine.read()
         if state[S.BAD_STEP]:
@@ -288,8 +285,8 @@ class _Run:
             engine.schedule.update(logs.get("val_loss", logs["loss"]))
             engine.forget_rates()
         engine.note(state)  # a callback may save the model
-        for callback in self.callbacks:
-            callback.on_progress(rows, {"loss": logs["loss"]})
+        if self.shown != rows:
+            self._show(rows, logs["loss"])
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
         self.history.append(epoch, logs)
@@ -308,13 +305,16 @@ class _Run:
         self.history.stopped = f"stopped: not finite at step {step}"
         return False
 
+    def _show(self, rows: int, loss: float) -> None:
+        self.shown = rows
+        for callback in self.callbacks:
+            callback.on_progress(rows, {"loss": loss})
+
     def _pause(self, rows: int) -> bool:
         """Between steps: show progress, call callbacks; whether to stop here."""
         state = self.engine.read()
         if state[S.WEIGHT_SUM]:
-            logs = {"loss": float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM])}
-            for callback in self.callbacks:
-                callback.on_progress(rows, logs)
+            self._show(rows, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]))
         if self.each_step:
             logs = {"loss": float(state[S.LOSS]), "lr": float(state[S.LR])}
             for callback in self.callbacks:

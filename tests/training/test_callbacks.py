@@ -242,7 +242,10 @@ def test_stop_on_non_finite(backend: Backend) -> None:
     assert all(np.isfinite(array).all() for array in everything(quiet).values())
 
 
-def test_progress_bar_as_a_callback_and_what_callbacks_know(backend: Backend, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("each_step", [False, True])
+def test_progress_bar_as_a_callback_and_what_callbacks_know(
+    each_step: bool, backend: Backend, capsys: pytest.CaptureFixture
+) -> None:
     class Watch(nf.Callback):
         def __init__(self) -> None:
             self.rows: list[int] = []
@@ -256,9 +259,9 @@ def test_progress_bar_as_a_callback_and_what_callbacks_know(backend: Backend, ca
 
     X, y = problem()
     watch = Watch()
-    callbacks = [watch, nf.ProgressBar()]
+    callbacks = [watch, nf.ProgressBar(), *([nf.LearningRateLogger()] if each_step else [])]
     network().fit(X, y, loss="cross_entropy", epochs=2, device=backend, seed=0, verbose=0, callbacks=callbacks)
-    assert watch.rows.count(len(X)) >= 2
+    assert watch.rows.count(len(X)) == 2  # once at each epoch's end
     assert (watch.info.first, watch.info.last, watch.info.rows) == (1, 2, len(X))
     out = capsys.readouterr().out
     assert f"on {len(X):,} rows, device {backend.device}" in out

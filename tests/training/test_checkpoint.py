@@ -162,9 +162,7 @@ def _fail(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("there_before", [True, False])
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
-def test_a_write_that_fails(
-    call: str, there_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails(call: str, there_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
     old, new = network().build(4, seed=0), network().build(4, seed=1)
     if there_before:
@@ -214,9 +212,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         (lambda folder: folder, IsADirectoryError),
     ],
 )
-def test_places_that_cannot_be_written(
-    make: Callable[[Path], Path], error: type[OSError], tmp_path: Path
-) -> None:
+def test_places_that_cannot_be_written(make: Callable[[Path], Path], error: type[OSError], tmp_path: Path) -> None:
     with pytest.raises(error, match="cannot write"):
         network().build(4).save(make(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -23,9 +23,7 @@ from .helpers import assert_same, differs, everything, fit, network, problem
 def test_validation_data_are_evaluated_and_not_trained_on(backend: Backend) -> None:
     X, y = problem()
     one, other = network(), network()
-    history = fit(
-        one, X[:30], y[:30], epochs=3, device=backend, metrics=["accuracy"], validation_data=(X[30:], y[30:])
-    )
+    history = fit(one, X[:30], y[:30], epochs=3, device=backend, metrics=["accuracy"], validation_data=(X[30:], y[30:]))
     fit(other, X[:30], y[:30], epochs=3, device=backend)
     assert_same(one, other)
     scores = other.evaluate(X[30:], y[30:], metrics=["accuracy"])
@@ -186,9 +184,7 @@ def test_history(backend: Backend) -> None:
         np.testing.assert_allclose(y_pred.sum(axis=1), 1.0, rtol=1e-5)  # probabilities, not logits
         return float((y_true == 0).mean())
 
-    history = fit(
-        network(), X, y, epochs=3, device=backend, metrics=["acc", share_of_zero], validation_data=(X, y)
-    )
+    history = fit(network(), X, y, epochs=3, device=backend, metrics=["acc", share_of_zero], validation_data=(X, y))
     assert set(history) == {
         "loss", "accuracy", "share_of_zero", "val_loss", "val_accuracy", "val_share_of_zero", "lr"
     }  # fmt: skip
