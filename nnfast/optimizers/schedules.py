@@ -275,7 +275,13 @@ class Custom(Schedule):
 _TABLE: dict[str, type[Schedule]] = {
     row.name: row for row in (Constant, Step, Exponential, Cosine, WarmUp, OneCycle, ReduceOnPlateau, Custom)
 }
-_ALIASES = {"linear_warm_up": "warm_up", "warmup": "warm_up", "onecycle": "one_cycle", "plateau": "reduce_on_plateau"}
+_ALIASES = {
+    "linear_warm_up": "warm_up",
+    "linear_warmup": "warm_up",
+    "warmup": "warm_up",
+    "onecycle": "one_cycle",
+    "plateau": "reduce_on_plateau",
+}
 
 
 def names() -> list[str]:

@@ -320,3 +320,8 @@ def test_what_is_missing_is_named():
         schedules.get("cosine").load_state_dict({"best": 1.0})
     with pytest.raises(ValueError, match=r"'reduce_on_plateau' has"):
         schedules.get("reduce_on_plateau").load_state_dict({"best": 1.0})
+
+
+@pytest.mark.parametrize("name", ["warm_up", "warmup", "linear_warm_up", "linear_warmup"])
+def test_the_names_of_warm_up(name: str) -> None:
+    assert schedules.get(name, base_lr=0.1).config["name"] == "warm_up"
