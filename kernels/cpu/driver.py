@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, types
 
-from . import threads
+from . import team, threads
+from .atomics import fetch_add, store_release
 from .cache import compiled
-from .intrinsics import call_kernel
+from .intrinsics import call_kernel, pointer_i64
 
-# Columns of the table of calls
-FUNCTION, INTS, FLOATS, TASKS, PARALLEL = range(5)
+# The table of calls: function, integers, floats, tasks, whether to share them among threads
+COLUMNS = 5
 
 
 @dataclass(slots=True)
@@ -63,52 +64,60 @@ def sequence(calls: Sequence[Call]) -> Call:
     )
 
 
-def _serial(calls, steps):
+def _serial(calls, number, steps):
     for _ in range(steps):
-        for c in range(calls.shape[0]):
-            for task in range(calls[c, 3]):
-                call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
+        for c in range(number):
+            call = pointer_i64(calls + 8 * COLUMNS * c)
+            for task in range(call[3]):
+                call_kernel(call[0], call[1], call[2], task)
 
 
-def _region(function, ints, floats, tasks):
-    for task in prange(tasks):
-        call_kernel(function, ints, floats, task)
-
-
-def _parallel(calls, steps):
+@team.function
+def _lead(control, calls, number, steps, lanes, give_way):
+    """What the leader of a team does: all calls, those with tasks for several threads together with the others."""
+    done = 0
     for _ in range(steps):
-        for c in range(calls.shape[0]):
-            if calls[c, 4] != 0:
-                REGION(calls[c, 0], calls[c, 1], calls[c, 2], calls[c, 3])
+        for c in range(number):
+            call = pointer_i64(calls + 8 * COLUMNS * c)
+            if call[4] != 0:
+                team.share(control, calls, lanes, c, call[3], done, give_way)
+                done += call[3]
             else:
-                for task in range(calls[c, 3]):
-                    call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
+                for task in range(call[3]):
+                    call_kernel(call[0], call[1], call[2], task)
 
 
-REGION: Any = None  # the compiled _region, for _parallel
+def _parallel(calls, number, steps, control, lanes, give_way):
+    for _ in prange(lanes):
+        lane = fetch_add(control + team.ARRIVED, 1)
+        if lane == 0:
+            _lead(control, calls, number, steps, lanes, give_way)
+            store_release(control + team.FINISHED, 1)
+        else:
+            team.follow(control, calls, lanes, lane, give_way)
+
+
 _lock = threading.RLock()
-_built: dict[str, Any] = {}
-_SIGNATURE = types.void(types.int64[:, ::1], types.int64)
-_REGION_SIGNATURE = types.void(*[types.int64] * 4)
+_built: dict[bool, Any] = {}
 
 
 def _driver(parallel: bool) -> Any:
     """The compiled driver. The serial one has no parallel region in it, so it starts no threads."""
-    global REGION
-    key = "parallel" if parallel else "serial"
-    found = _built.get(key)
+    found = _built.get(parallel)
     if found is not None:
         return found
     with _lock:
-        if key not in _built:
+        if parallel not in _built:
             if parallel:
                 threads.find_tbb()
-                REGION = compiled(
-                    lambda cache: njit(_REGION_SIGNATURE, parallel=True, nogil=True, cache=cache)(_region), "_region"
-                )
-            template = _parallel if parallel else _serial
-            _built[key] = compiled(lambda cache: njit(_SIGNATURE, nogil=True, cache=cache)(template), template.__name__)
-        return _built[key]
+            template, arguments = (_parallel, 6) if parallel else (_serial, 3)
+            signature = types.void(*[types.int64] * arguments)
+
+            def decorate(cache: bool) -> Any:
+                return njit(signature, parallel=parallel, nogil=True, cache=cache)(template)
+
+            _built[parallel] = compiled(decorate, template.__name__)
+        return _built[parallel]
 
 
 class Program:
@@ -116,7 +125,7 @@ class Program:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = tuple(calls)
-        self.table = np.empty((len(self.calls), 5), np.int64)
+        self.table = np.empty((len(self.calls), COLUMNS), np.int64)
         for row, call in zip(self.table, self.calls, strict=True):
             row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, call.parallel)
         self.parallel = any(call.parallel for call in self.calls)
@@ -131,9 +140,11 @@ class Program:
             self._run(steps)
 
     def _run(self, steps: int) -> None:
+        table, number = self.table.ctypes.data, len(self.calls)
         if self.parallel and threads.count() > 1:
-            driver = _driver(True)
+            lanes = threads.count()
+            driver, control = _driver(True), team.control_block(lanes)
             with threads.region_guard():
-                driver(self.table, steps)
+                driver(table, number, steps, control.ctypes.data, lanes, team.yield_address())
         else:
-            _driver(False)(self.table, steps)
+            _driver(False)(table, number, steps)

@@ -17,6 +17,7 @@ import numpy as np
 from . import product, threads, tuning
 from .driver import Call
 from .intrinsics import blas_gemm
+from .micro import ADD, RELU
 from .specialise import function, kernel
 
 
@@ -101,8 +102,8 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
 
 # ---- generated ---------------------------------------------------------------------------------------
 # Record: the first eleven slots of the kernels above, then the mode (0 rows, 1 depth), where A is packed to (0: read
-# where it is) and bytes from task to task, state of B, where it is packed to and bytes from task to task, tiles and
-# bytes from task to task.
+# where it is) and bytes from task to task, state of B, where it is packed to and bytes from task to task, bias or 0,
+# and whether the result goes through ReLU.
 def generated_product(I, F, task):
     m, n, k, a, b, c = I[1], I[2], I[6], I[4], I[5], I[0]
     first = task * I[3]
@@ -121,9 +122,8 @@ def generated_product(I, F, task):
         for i in range(m * n):
             out[i] *= beta
     a_to = I[12] + task * I[13] if I[12] != 0 else 0
-    add = 0 if beta == T(0.0) else 1
-    b_to, tile = I[15] + task * I[16], I[17] + task * I[18]
-    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[14], b_to, c, n, add, tile)
+    how = (0 if beta == T(0.0) else ADD) | (RELU if I[18] != 0 else 0)
+    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[14], I[15] + task * I[16], c, n, how, I[17])
 
 
 def pack_task(I, F, task):
@@ -183,18 +183,17 @@ def _product(
         keep.append(array)
         return array.ctypes.data + -array.ctypes.data % 64, size * dtype.itemsize
 
-    # The last task may have so few rows that it reads some of the task before; the first has none before it
-    reads_a = blocks.reads_rows(part_m, a.shape[1], trans_a)
+    reads_a = n == 1 or part_m == 1 or blocks.reads_rows(a.shape[1], trans_a)
     a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
     b_to, state = (0, 0), READ
-    if trans_b or not blocks.reads_columns(n, b.shape[1]):
+    if not blocks.reads_columns(part_m, n, trans_a, trans_b):
         if depth or tasks == 1:
             b_to, state = room(blocks.columns_size(part_k, n)), PACK
         else:
             call, packed = _pack_call(blocks, b, k, n, trans_b)
             before.append(call)
             b_to, state = (packed.ctypes.data, 0), PACKED
-    ints += [depth, *a_to, state, *b_to, *room(blocks.tile_size)]
+    ints += [depth, *a_to, state, *b_to, 0, 0]
     address = kernel(generated_product, dtype, blocks.variant, PRODUCT=blocks.product)
     return [*before, Call(address, np.array(ints), np.array([beta]), tasks, tasks > 1, keep=tuple(keep))]
 

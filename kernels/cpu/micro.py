@@ -16,8 +16,14 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from .intrinsics import intrinsic
+
+# Vectors of the kernel that does one row: half of the registers
+ROW_VECTORS = {64: 16, 32: 8, 16: 16}
+# Bits of a micro-kernel's `how`: add to what is in C; f(x) = max(x, 0) at the end
+ADD, RELU = 1, 2
 
 
 @dataclass(frozen=True)
@@ -67,40 +73,110 @@ def shape_for(dtype: np.dtype[Any], width: int) -> Shape:
     return Shape(*_TILES[width], width // dtype.itemsize)
 
 
-@once
-def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int) -> Any:
-    """An intrinsic ``micro(k, a, a_row, a_step, b, b_step, c, c_row, add)`` for a tile of this size.
+def masks_loads(width: int) -> bool:
+    """Whether a load through a mask costs no more than a plain one: with AVX2 and AVX-512, not with NEON."""
+    return width >= 32
 
-    ``C = A B`` or, where `add` is not 0, ``C += A B``, with A ``rows x k`` at ``a + a_row i + a_step p``, B ``k x
-    columns`` at ``b + b_step p + j`` and C at ``c + c_row i + j``; addresses and steps in bytes; `k` at least 1.
+
+@once
+def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge: bool) -> Any:
+    """An intrinsic ``micro(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)`` for a tile of this size.
+
+    ``C = A B``, with A at ``a + a_row i + a_step p``, B at ``b + b_step p + j`` and C at ``c + c_row i + j``; addresses
+    and steps in bytes; `k` at least 1. `how` is a sum of :data:`ADD` and :data:`RELU`. Without ADD the sums start
+    from the row at `bias`, where that is not 0.
+
+    An `edge` kernel does only the first `m` rows and `n` columns; one of several vectors takes more than one vector's
+    columns. It reads the last row of A again in place of those that are not there. Columns that are not there are left
+    alone, but for B where :func:`masks_loads` says no: there it reads whole vectors, and what they have is not used.
     """
+    mask_b = masks_loads(lanes * dtype.itemsize)
     real = ir.FloatType() if dtype == np.float32 else ir.DoubleType()
-    vector, i64, i32 = ir.VectorType(real, lanes), ir.IntType(64), ir.IntType(32)
+    vector, i64, i32, i1 = ir.VectorType(real, lanes), ir.IntType(64), ir.IntType(32), ir.IntType(1)
+    masks = ir.VectorType(i1, lanes)
     size = dtype.itemsize
-    name = f"llvm.fma.v{lanes}f{8 * size}"
+    kind = f"v{lanes}f{8 * size}"
 
     @intrinsic
-    def micro(typingctx, k, a, a_row, a_step, b, b_step, c, c_row, add):
+    def micro(typingctx, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
         def codegen(context, builder, signature, args):
-            k, a, a_row, a_step, b, b_step, c, c_row, add = args
-            module = builder.module
-            fma = module.globals.get(name) or ir.Function(module, ir.FunctionType(vector, [vector] * 3), name)
+            k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n = args
 
-            def at(address, kind, offset=None):
-                if offset is not None:
-                    address = builder.add(address, offset)
+            def llvm_function(name, result, *arguments):
+                return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+            fma = llvm_function(f"llvm.fma.{kind}", vector, *[vector] * 3)
+            zero = ir.Constant(vector, [ir.Constant(real, 0.0)] * lanes)
+
+            def at(address, kind, offset=0):
+                if offset:
+                    address = builder.add(address, ir.Constant(i64, offset))
                 return builder.inttoptr(address, kind.as_pointer())
 
+            def splat(value, kind):
+                one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(i32, 0))
+                same = ir.Constant(ir.VectorType(i32, lanes), [0] * lanes)
+                return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), same)
+
+            if edge:
+                numbers = ir.VectorType(i64, lanes)
+                limit = splat(n, numbers)
+                there = [
+                    builder.icmp_signed("<", ir.Constant(numbers, list(range(j * lanes, (j + 1) * lanes))), limit)
+                    for j in range(vectors)
+                ]
+                pointer = vector.as_pointer()
+                opaque = "p0"
+                masked_load = llvm_function(f"llvm.masked.load.{kind}.{opaque}", vector, pointer, i32, masks, vector)
+                masked_store = llvm_function(
+                    f"llvm.masked.store.{kind}.{opaque}", ir.VoidType(), vector, pointer, i32, masks
+                )
+
             # Loads and stores of vectors need only the alignment of their elements
-            def load(address, offset):
-                value = builder.load(at(address, vector, ir.Constant(i64, offset)))
+            def load(address, j, whole=False):
+                place = at(address, vector, j * lanes * size)
+                if partial(j) and not whole:
+                    return builder.call(masked_load, [place, i32(size), there[j], zero])
+                value = builder.load(place)
                 value.align = size
                 return value
 
-            offsets = [builder.mul(a_row, ir.Constant(i64, i)) for i in range(rows)]
+            def store(value, address, j):
+                place = at(address, vector, j * lanes * size)
+                if partial(j):
+                    builder.call(masked_store, [value, place, i32(size), there[j]])
+                else:
+                    builder.store(value, place).align = size
+
+            def partial(j):
+                return edge and (j > 0 or vectors == 1)
+
+            def row_of(i):
+                """Number of the row to read as row `i`."""
+                number = ir.Constant(i64, i)
+                if not edge or i == 0:
+                    return number
+                last = builder.sub(m, ir.Constant(i64, 1))
+                return builder.select(builder.icmp_signed("<", number, last), number, last)
+
+            def merged(block, values, changed, block_of_changed):
+                """Either `values`, from `block`, or what a block that may be skipped made of them."""
+                result = []
+                for value, other in zip(values, changed, strict=True):
+                    phi = builder.phi(vector)
+                    phi.add_incoming(value, block)
+                    phi.add_incoming(other, block_of_changed)
+                    result.append(phi)
+                return result
+
+            offsets = [builder.mul(a_row, row_of(i)) for i in range(rows)]
             before = builder.block
-            loop = builder.append_basic_block("k")
-            done = builder.append_basic_block("k.done")
+            with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(i64, 0))):
+                loaded, in_bias = [load(bias, j) for j in range(vectors)], builder.block
+            start = merged(before, [zero] * vectors, loaded, in_bias)
+
+            before = builder.block
+            loop, done = builder.append_basic_block("k"), builder.append_basic_block("k.done")
             builder.branch(loop)
             builder.position_at_end(loop)
 
@@ -110,41 +186,41 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int) -> A
                 return value
 
             left, pa, pb = phi(i64, k), phi(i64, a), phi(i64, b)
-            zero = ir.Constant(vector, [ir.Constant(real, 0.0)] * lanes)
-            tile = [[phi(vector, zero) for _ in range(vectors)] for _ in range(rows)]
-            row_of_b = [load(pb, j * lanes * size) for j in range(vectors)]
-            undefined = ir.Constant(vector, ir.Undefined)
-            first = ir.Constant(ir.VectorType(i32, lanes), [0] * lanes)
+            tile = [phi(vector, start[j]) for _ in range(rows) for j in range(vectors)]
+            row_of_b = [load(pb, j, whole=not mask_b) for j in range(vectors)]
             after = []
             for i in range(rows):
-                one = builder.insert_element(undefined, builder.load(at(pa, real, offsets[i])), ir.Constant(i32, 0))
-                of_a = builder.shuffle_vector(one, undefined, first)
-                after.append([builder.call(fma, [of_a, row_of_b[j], tile[i][j]]) for j in range(vectors)])
+                of_a = splat(builder.load(builder.inttoptr(builder.add(pa, offsets[i]), real.as_pointer())), vector)
+                after += [builder.call(fma, [of_a, row_of_b[j], tile[i * vectors + j]]) for j in range(vectors)]
             still = builder.sub(left, ir.Constant(i64, 1))
             for value, following in ((left, still), (pa, builder.add(pa, a_step)), (pb, builder.add(pb, b_step))):
                 value.add_incoming(following, loop)
-            for i in range(rows):
-                for j in range(vectors):
-                    tile[i][j].add_incoming(after[i][j], loop)
+            for value, following in zip(tile, after, strict=True):
+                value.add_incoming(following, loop)
             builder.cbranch(builder.icmp_signed(">", still, ir.Constant(i64, 0)), loop, done)
             builder.position_at_end(done)
 
-            def store(accumulate):
-                for i in range(rows):
-                    row = builder.add(c, builder.mul(c_row, ir.Constant(i64, i)))
-                    for j in range(vectors):
-                        value, offset = after[i][j], j * lanes * size
-                        if accumulate:
-                            value = builder.fadd(load(row, offset), value)
-                        builder.store(value, at(row, vector, ir.Constant(i64, offset))).align = size
-
-            with builder.if_else(builder.icmp_signed("!=", add, ir.Constant(i64, 0))) as (then, otherwise):
-                with then:
-                    store(True)
-                with otherwise:
-                    store(False)
+            places = [builder.add(c, builder.mul(c_row, row_of(i))) for i in range(rows)]
+            values, before = after, builder.block
+            with builder.if_then(builder.icmp_signed("!=", builder.and_(how, i64(ADD)), i64(0))):
+                sums = [
+                    builder.fadd(load(places[i], j), values[i * vectors + j])
+                    for i in range(rows)
+                    for j in range(vectors)
+                ]
+                in_sums = builder.block
+            values, before = merged(before, values, sums, in_sums), builder.block
+            with builder.if_then(builder.icmp_signed("!=", builder.and_(how, i64(RELU)), i64(0))):
+                # NaN stays NaN: it is not less than 0
+                cut = [builder.select(builder.fcmp_ordered("<", value, zero), zero, value) for value in values]
+                in_cut = builder.block
+            values = merged(before, values, cut, in_cut)
+            # A row that is not there was computed from the last one, and is the last one's numbers at its place
+            for i in range(rows):
+                for j in range(vectors):
+                    store(values[i * vectors + j], places[i], j)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), codegen
+        return types.void(*[types.int64] * 12), codegen
 
     return micro

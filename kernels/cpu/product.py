@@ -17,74 +17,101 @@ from . import micro, tuning
 from .specialise import function
 
 
-def tile_product(k, a, a_row, a_step, b, b_step, c, c_row, add, few, narrow):
-    """One tile, by the micro-kernel of its size."""
-    if few == 0:
-        if narrow == 0:
-            MICRO(k, a, a_row * T_SIZE, a_step * T_SIZE, b, b_step * T_SIZE, c, c_row * T_SIZE, add)
+def tile_product(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
+    """One tile of up to MR x NR, by the smallest micro-kernel that it fits; steps and rows in bytes."""
+    if m == MR and n == NR:
+        MICRO(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+    elif m > MS:
+        if n > VL:
+            MICRO_HIGH(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+        elif n > HALF:
+            MICRO_HIGH_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
         else:
-            MICRO_NARROW(k, a, a_row * T_SIZE, a_step * T_SIZE, b, b_step * T_SIZE, c, c_row * T_SIZE, add)
-    elif narrow == 0:
-        MICRO_FEW(k, a, a_row * T_SIZE, a_step * T_SIZE, b, b_step * T_SIZE, c, c_row * T_SIZE, add)
+            MICRO_HIGH_HALF(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+    elif n > VL:
+        MICRO_LOW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+    elif n > HALF:
+        MICRO_LOW_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
     else:
-        MICRO_CORNER(k, a, a_row * T_SIZE, a_step * T_SIZE, b, b_step * T_SIZE, c, c_row * T_SIZE, add)
+        MICRO_LOW_HALF(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
 
 
-def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, add, tile):
-    """``C = A B`` or ``C += A B`` (`add` not 0), C with rows of `ldc` elements.
+def multiply_row(n, k, a, a_step, b, b_step, c, how, bias):
+    """One row: ``c = a B`` and so on, element p of it at ``a_step p``; as many columns at a time as registers hold."""
+    j = 0
+    while j < n:
+        start = 0 if bias == 0 else bias + j * T_SIZE
+        bj, cj = b + j * T_SIZE, c + j * T_SIZE
+        columns = n - j
+        if columns >= NR_ROW:
+            MICRO_ROW(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, NR_ROW)
+            columns = NR_ROW
+        else:
+            columns = min(columns, NR)
+            TILE_PRODUCT(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
+        j += columns
+
+
+def multiply_column(m, k, a, a_row, b, c, how, bias):
+    """One column: ``c = A b`` and so on, with the rows of A and b each in one piece; `c` as well."""
+    x, out = ptr(b), ptr(c)
+    start = T(0.0) if bias == 0 else ptr(bias)[0]
+    for i in range(m):
+        row = ptr(a + i * a_row * T_SIZE)
+        total = T(0.0)
+        for p in range(k):
+            total += row[p] * x[p]
+        total += out[i] if how & ADD != 0 else start
+        out[i] = T(0.0) if how & RELU != 0 and total < T(0.0) else total
+
+
+def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, how, bias):
+    """``C = A B``, plus C where `how` has ADD, else plus the row `bias`; C has rows of `ldc` elements.
 
     Addresses are in bytes, steps in elements. What is not packed has element (i, p) of A at ``a_row i + a_step p`` and
-    (p, j) of B at ``b_step p + j``. `tile` is room for one tile.
+    (p, j) of B at ``b_step p + j``.
     """
     for p0 in range(0, k, KC):
         kc = min(KC, k - p0)
-        more = 1 if add != 0 or p0 > 0 else 0
+        # The first block of the summed dimension starts from the bias or C, the last one applies the function
+        here = how if p0 == 0 else how | ADD
+        if p0 + kc < k:
+            here &= ADD
         for j0 in range(0, n, NC):
             i = 0
             while i < m:
-                few = 1 if m - i < MR else 0
-                height = MS if few != 0 else MR
-                rows = min(height, m - i)
-                # An unpacked last panel starts early, so that all it reads is there
-                i_skip = 0 if a_packed != 0 else height - rows
+                rows = m - i
+                if rows >= MR or (a_packed == 0 and rows > 2 * MS):
+                    rows = min(rows, MR)
+                elif a_packed == 0:
+                    rows = min(rows, MS)
                 if a_packed != 0:
-                    ai, ri, si = a + (i * k + p0 * height) * T_SIZE, 1, height
+                    ai, ri, si = a + (i * k + p0 * rows) * T_SIZE, T_SIZE, rows * T_SIZE
                 else:
-                    ai, ri, si = a + ((i - i_skip) * a_row + p0 * a_step) * T_SIZE, a_row, a_step
-                j = j0
-                while j < min(j0 + NC, n):
-                    narrow = 1 if n - j <= VL else 0
-                    width = VL if narrow != 0 else NR
-                    columns = min(width, n - j)
-                    j_skip = 0 if b_packed != 0 else width - columns
+                    ai, ri, si = a + (i * a_row + p0 * a_step) * T_SIZE, a_row * T_SIZE, a_step * T_SIZE
+                for j in range(j0, min(j0 + NC, n), NR):
+                    columns = min(NR, n - j)
                     if b_packed != 0:
-                        bj, sj = b + (j * k + p0 * width) * T_SIZE, width
+                        width = (columns + VL - 1) // VL * VL
+                        bj, sj = b + (j * k + p0 * width) * T_SIZE, width * T_SIZE
                     else:
-                        bj, sj = b + (j - j_skip + p0 * b_step) * T_SIZE, b_step
+                        bj, sj = b + (j + p0 * b_step) * T_SIZE, b_step * T_SIZE
+                    start = 0 if bias == 0 else bias + j * T_SIZE
                     cij = c + (i * ldc + j) * T_SIZE
-                    if rows == height and columns == width:
-                        TILE_PRODUCT(kc, ai, ri, si, bj, sj, cij, ldc, more, few, narrow)
-                    else:
-                        TILE_PRODUCT(kc, ai, ri, si, bj, sj, tile, width, 0, few, narrow)
-                        for r in range(rows):
-                            part = ptr(tile + ((r + i_skip) * width + j_skip) * T_SIZE)
-                            out = ptr(cij + r * ldc * T_SIZE)
-                            for q in range(columns):
-                                out[q] = out[q] + part[q] if more != 0 else part[q]
-                    j += width
-                i += height
+                    TILE_PRODUCT(kc, ai, ri, si, bj, sj, cij, ldc * T_SIZE, here, start, rows, columns)
+                i += rows
 
 
 def pack_columns(first, last, k, n, b, ldb, trans, to):
-    """Columns `first` to `last` of B (k x n), in panels of NR (or, the last one, VL) columns, filled up with zeros.
+    """Columns `first` to `last` of B (k x n), in panels of NR columns, the last one filled up to whole vectors.
 
     A panel is one row after the other. Without `trans` element (p, j) is at ``ldb p + j``, with it at
     ``ldb j + p``. `first` is where a panel starts.
     """
     j0 = first
     while j0 < last:
-        width = VL if n - j0 <= VL else NR
-        columns = min(width, n - j0)
+        columns = min(NR, n - j0)
+        width = (columns + VL - 1) // VL * VL
         base = to + j0 * k * T_SIZE
         if trans == 0:
             for p in range(k):
@@ -112,41 +139,49 @@ def pack_columns(first, last, k, n, b, ldb, trans, to):
 
 
 def pack_rows(m, k, a, lda, trans, to):
-    """All of A (m x k) in panels of MR rows, and of MS rows at the edge, filled up with zeros.
+    """All of A (m x k) in panels of MR rows; the last one has what is left.
 
     A panel is one column after the other. Without `trans` element (i, p) is at ``lda i + p``, with it at ``lda p + i``.
     """
-    i0 = 0
-    while i0 < m:
-        height = MR if m - i0 >= MR else MS
-        rows = min(height, m - i0)
+    for i0 in range(0, m, MR):
+        rows = min(MR, m - i0)
         base = to + i0 * k * T_SIZE
         if trans == 0:
             for p0 in range(0, k, 16):
-                for i in range(height):
-                    source, out = ptr(a + ((i0 + i) * lda + p0) * T_SIZE), ptr(base + (p0 * height + i) * T_SIZE)
+                for i in range(rows):
+                    source, out = ptr(a + ((i0 + i) * lda + p0) * T_SIZE), ptr(base + (p0 * rows + i) * T_SIZE)
                     for p in range(min(16, k - p0)):
-                        out[p * height] = source[p] if i < rows else T(0.0)
+                        out[p * rows] = source[p]
         else:
             for p in range(k):
-                source, out = ptr(a + (p * lda + i0) * T_SIZE), ptr(base + p * height * T_SIZE)
+                source, out = ptr(a + (p * lda + i0) * T_SIZE), ptr(base + p * rows * T_SIZE)
                 if rows == MR:
                     for i in range(MR):
                         out[i] = source[i]
                 else:
                     for i in range(rows):
                         out[i] = source[i]
-                    for i in range(rows, height):
-                        out[i] = T(0.0)
-        i0 += height
 
 
-def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, ldc, add, tile):
-    """``C = op(A) op(B)`` or ``C += ...``: packs what is to be packed, then multiplies.
+def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, ldc, how, bias):
+    """``C = f(op(A) op(B) + ...)``, see :func:`multiply`: packs what is to be packed, then multiplies.
 
     A is read where it is if `a_to` is 0, else packed there. `b_state` 0: B is read where it is; 1: it is packed to
-    `b_to` first; 2: it lies packed at `b_to` already.
+    `b_to` first; 2: it lies packed at `b_to` already. With `trans_b` it can be read where it is only where
+    :meth:`Blocking.reads_columns` says so.
     """
+    if b_state == 0 and trans_a == 0 and n == 1 and (ldb == 1 or trans_b != 0):
+        MULTIPLY_COLUMN(m, k, a, lda, b, c, how, bias)
+        return
+    if b_state == 0 and trans_b != 0:  # one row of A, in one piece: C^T = B A^T is a column
+        MULTIPLY_COLUMN(n, k, b, ldb, a, c, how, 0)
+        return
+    if b_state == 0 and m == 1:
+        MULTIPLY_ROW(n, k, a, lda if trans_a != 0 else 1, b, ldb, c, how, bias)
+        return
+    if b_state == 0 and n == 1 and bias == 0:  # C^T = B^T A^T is a row, and A is stored as A^T
+        MULTIPLY_ROW(m, k, b, ldb, a, lda, c, how, 0)
+        return
     if b_state == 1:
         PACK_COLUMNS(0, n, k, n, b, ldb, trans_b, b_to)
     if a_to != 0:
@@ -154,7 +189,7 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     where_a = a_to if a_to != 0 else a
     where_b = b_to if b_state != 0 else b
     row, step = (1, lda) if trans_a != 0 else (lda, 1)
-    MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, add, tile)
+    MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, how, bias)
 
 
 class Blocking:
@@ -177,54 +212,62 @@ class Blocking:
         self.dtype = dtype = np.dtype(dtype)
         self.shape = shape = micro.shape_for(dtype, width)
         self.variant = f"v{width}"
-        depth, width = tuning.PRODUCT_DEPTH, shape.columns
-        block = max(1, tuning.PRODUCT_BLOCK_BYTES // (depth * dtype.itemsize * width)) * width
+        depth, columns = tuning.PRODUCT_DEPTH, shape.columns
+        block = max(1, tuning.PRODUCT_BLOCK_BYTES // (depth * dtype.itemsize * columns)) * columns
         names: dict[str, Any] = {
             "MR": shape.rows,
             "MS": shape.few_rows,
-            "NR": width,
+            "NR": columns,
             "VL": shape.lanes,
+            "ADD": micro.ADD,
+            "RELU": micro.RELU,
+            # Half of a 64-byte vector takes half the time, or no longer than all of it
+            "HALF": shape.lanes // 2 if width == 64 else 0,
+            "NR_ROW": micro.ROW_VECTORS[width] * shape.lanes,
             "KC": depth,
             "NC": block,
         }
-        for name, rows, vectors in (
-            ("MICRO", shape.rows, shape.vectors),
-            ("MICRO_NARROW", shape.rows, 1),
-            ("MICRO_FEW", shape.few_rows, shape.vectors),
-            ("MICRO_CORNER", shape.few_rows, 1),
+        for name, rows, vectors, edge in (
+            ("MICRO", shape.rows, shape.vectors, False),
+            ("MICRO_HIGH", shape.rows, shape.vectors, True),
+            ("MICRO_HIGH_NARROW", shape.rows, 1, True),
+            ("MICRO_LOW", shape.few_rows, shape.vectors, True),
+            ("MICRO_LOW_NARROW", shape.few_rows, 1, True),
+            ("MICRO_ROW", 1, micro.ROW_VECTORS[width], False),
         ):
-            names[name] = micro.micro_kernel(dtype, rows, vectors, shape.lanes)
-        for template in (tile_product, multiply, pack_columns, pack_rows, product):
-            inline = template in (tile_product, product)
+            names[name] = micro.micro_kernel(dtype, rows, vectors, shape.lanes, edge)
+        for name in ("MICRO_HIGH", "MICRO_LOW"):
+            lanes = names["HALF"] or shape.lanes
+            rows = shape.rows if name == "MICRO_HIGH" else shape.few_rows
+            names[f"{name}_HALF"] = micro.micro_kernel(dtype, rows, 1, lanes, True)
+        templates = (tile_product, multiply_row, multiply_column, multiply, pack_columns, pack_rows, product)
+        for template in templates:
+            inline = template is product
             names[template.__name__.upper()] = function(template, dtype, self.variant, inline=inline, **names)
         self.product = names["PRODUCT"]
         self.pack_columns = names["PACK_COLUMNS"]
 
     def columns_size(self, k: int, n: int) -> int:
-        """Room for a packed B."""
-        width, lanes = self.shape.columns, self.shape.lanes
-        rest = n % width
-        return k * (n - rest + (0 if rest == 0 else lanes if rest <= lanes else width))
+        """Room for a packed B, and what a tile of whole vectors reads beyond its end."""
+        lanes = self.shape.lanes
+        return k * (-(-n // lanes) * lanes) + self.shape.columns
 
     def rows_size(self, m: int, k: int) -> int:
         """Room for a packed A."""
-        few = self.shape.few_rows
-        return k * (-(-m // few) * few)
+        return m * k
 
-    @property
-    def tile_size(self) -> int:
-        """Room for one tile."""
-        return self.shape.rows * self.shape.columns
+    def reads_rows(self, stride: int, trans: bool) -> bool:
+        """Whether A can be read where it is: not if its rows would clash in the cache."""
+        return trans or (stride * self.dtype.itemsize) % tuning.CLASHING_STRIDE != 0
 
-    def reads_rows(self, m: int, stride: int, trans: bool) -> bool:
-        """Whether A can be read where it is: enough rows for a low tile, and rows that do not clash in the cache."""
-        clash = (stride * self.dtype.itemsize) % tuning.CLASHING_STRIDE == 0
-        return m >= self.shape.few_rows and (trans or not clash)
-
-    def reads_columns(self, n: int, stride: int) -> bool:
-        """Whether B can be read where it is: panels without an edge, in rows that are hardly longer than one."""
-        width, lanes = self.shape.columns, self.shape.lanes
-        return n % lanes == 0 and (n >= width or n == lanes) and stride <= 2 * width
+    def reads_columns(self, m: int, n: int, trans_a: bool, trans_b: bool) -> bool:
+        """Whether B can be read where it is: its rows by tiles, or its columns by dot products, if A or C has one."""
+        if not trans_a and (n == 1 or (m == 1 and trans_b)):
+            return True
+        masks = micro.masks_loads(self.shape.lanes * self.dtype.itemsize)
+        # With one column and `trans_a` it is the rows of A that tiles go along
+        across = m if n == 1 and trans_a else n
+        return not trans_b and (masks or across % self.shape.columns == 0)
 
 
 @once
