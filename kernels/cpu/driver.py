@@ -1,4 +1,4 @@
-"""Runs lists of kernel calls natively: one call from Python, whatever the number of kernels and steps."""
+"""Runs lists of kernel calls natively: one call from Python, whatever the number of kernels, steps and epochs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .intrinsics import call_kernel
 
 # Columns of the table of calls
 FUNCTION, INTS, FLOATS, TASKS, PARALLEL = range(5)
+# Columns of the table of segments: the calls from FIRST up to END, REPEATS times
+FIRST, END, REPEATS = range(3)
 
 
 @dataclass(slots=True)
@@ -63,11 +65,13 @@ def sequence(calls: Sequence[Call]) -> Call:
     )
 
 
-def _serial(calls, steps):
-    for _ in range(steps):
-        for c in range(calls.shape[0]):
-            for task in range(calls[c, 3]):
-                call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
+def _serial(calls, segments, times):
+    for _ in range(times):
+        for s in range(segments.shape[0]):
+            for _ in range(segments[s, 2]):
+                for c in range(segments[s, 0], segments[s, 1]):
+                    for task in range(calls[c, 3]):
+                        call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
 
 
 def _region(function, ints, floats, tasks):
@@ -75,20 +79,22 @@ def _region(function, ints, floats, tasks):
         call_kernel(function, ints, floats, task)
 
 
-def _parallel(calls, steps):
-    for _ in range(steps):
-        for c in range(calls.shape[0]):
-            if calls[c, 4] != 0:
-                REGION(calls[c, 0], calls[c, 1], calls[c, 2], calls[c, 3])
-            else:
-                for task in range(calls[c, 3]):
-                    call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
+def _parallel(calls, segments, times):
+    for _ in range(times):
+        for s in range(segments.shape[0]):
+            for _ in range(segments[s, 2]):
+                for c in range(segments[s, 0], segments[s, 1]):
+                    if calls[c, 4] != 0:
+                        REGION(calls[c, 0], calls[c, 1], calls[c, 2], calls[c, 3])
+                    else:
+                        for task in range(calls[c, 3]):
+                            call_kernel(calls[c, 0], calls[c, 1], calls[c, 2], task)
 
 
 REGION: Any = None  # the compiled _region, for _parallel
 _lock = threading.RLock()
 _built: dict[str, Any] = {}
-_SIGNATURE = types.void(types.int64[:, ::1], types.int64)
+_SIGNATURE = types.void(types.int64[:, ::1], types.int64[:, ::1], types.int64)
 _REGION_SIGNATURE = types.void(*[types.int64] * 4)
 
 
@@ -112,28 +118,54 @@ def _driver(parallel: bool) -> Any:
 
 
 class Program:
-    """A fixed list of calls, ready to run."""
+    """Fixed lists of calls, ready to run.
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    Attributes
+    ----------
+    calls : tuple of Call
+    table : ndarray of int64
+        (calls, 5), a row for each of them.
+    segments : ndarray of int64
+        (segments, 3): which of the calls run, how often, in which order.
+    """
+
+    def __init__(self, calls: Sequence[Call], segments: np.ndarray | None = None) -> None:
         self.calls = tuple(calls)
         self.table = np.empty((len(self.calls), 5), np.int64)
         for row, call in zip(self.table, self.calls, strict=True):
             row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, call.parallel)
+        self.segments = np.array([[0, len(self.calls), 1]], np.int64) if segments is None else segments
         self.parallel = any(call.parallel for call in self.calls)
         self.blas = any(call.blas for call in self.calls)
 
-    def run(self, steps: int = 1) -> None:
-        """Run all calls, in order, `steps` times. Holds no lock of Python's meanwhile."""
+    @classmethod
+    def chain(cls, parts: Sequence[tuple[Program, int]]) -> Program:
+        """One program that runs each of `parts` so many times, in order."""
+        calls: list[Call] = []
+        segments: list[np.ndarray] = [np.empty((0, 3), np.int64)]
+        for program, times in parts:
+            own = program.segments.copy()
+            own[:, [FIRST, END]] += len(calls)
+            if len(own) == 1:
+                own[:, REPEATS] *= times
+            else:
+                own = np.tile(own, (times, 1))
+            calls.extend(program.calls)
+            segments.append(own)
+        return cls(calls, np.concatenate(segments))
+
+    def run(self, times: int = 1) -> None:
+        """Run all segments, in order, so many times. Holds no lock of Python's meanwhile."""
         if self.blas:
             with threads.single_threaded_blas:
-                self._run(steps)
+                self._run(times)
         else:
-            self._run(steps)
+            self._run(times)
 
-    def _run(self, steps: int) -> None:
+    def _run(self, times: int) -> None:
         if self.parallel and threads.count() > 1:
             driver = _driver(True)
             with threads.region_guard():
-                driver(self.table, steps)
+                driver(self.table, self.segments, times)
         else:
-            _driver(False)(self.table, steps)
+            _driver(False)(self.table, self.segments, times)
