@@ -57,7 +57,7 @@ def test_steady_state(dtype: str, loss: str, optimizer: nf.Optimizer) -> None:
         pytest.skip("Numba is not here")
     engine, source = _engine(dtype, loss, optimizer)
     source.run_epoch(engine, 0, lambda rows: False, each_step=False)  # compiles and records
-    engine.begin_epoch()
+    engine.begin_epochs()
     tracemalloc.start()
     try:
         engine.run(BATCH)

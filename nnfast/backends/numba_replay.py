@@ -40,7 +40,7 @@ class NumbaReplay(Replay):
     @classmethod
     def chained(cls, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
         """Native replays, each so many times, as one that is native, too."""
-        programs = [(program, times) for replay, times in parts for program in replay._parts]
+        programs = [(part, times) for replay, times in parts for part in replay._parts if isinstance(part, Program)]
         chain = cls(parts[0][0]._backend, [])
         chain._parts = [Program.chain(programs)]
         return chain
