@@ -63,7 +63,7 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
 
     def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
         replays = [(replay, times) for replay, times in parts if isinstance(replay, NumbaReplay) and replay.native]
-        return NumbaReplay.chained(replays) if len(replays) == len(parts) else super().chain(parts)
+        return NumbaReplay.chained(self._eager, replays) if len(replays) == len(parts) else super().chain(parts)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         if self._record is None:

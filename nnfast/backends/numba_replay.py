@@ -38,10 +38,10 @@ class NumbaReplay(Replay):
             self._parts.append(Program(calls))
 
     @classmethod
-    def chained(cls, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
+    def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
         """Native replays, each so many times, as one that is native, too."""
         programs = [(part, times) for replay, times in parts for part in replay._parts if isinstance(part, Program)]
-        chain = cls(parts[0][0]._backend, [])
+        chain = cls(backend, [])
         chain._parts = [Program.chain(programs)]
         return chain
 
