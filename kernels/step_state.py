@@ -9,20 +9,21 @@ the slot named here; the CUDA loader turns these names into ``#define`` lines.
 # Written once a step
 STEP = 0  # number of the current optimizer step, from 1
 CURSOR = 1  # steps done since the table of learning rates was filled
-ROW = 2  # first row of the current batch in the epoch's order
+GRAD_SQ_NORM = 2  # squared global norm of the gradient, where clipping asked for it
 LR = 3  # learning rate of the current step
 LOSS = 4  # weighted mean loss of the current batch
 BATCH_WEIGHT = 5  # sum of the sample weights of the current batch
 GRAD_SCALE = 6  # factor that clipping by the global norm puts on the gradient
-GRAD_SQ_NORM = 7  # squared global norm of the gradient, where clipping asked for it
-# Summed over the steps of an epoch; the host resets them
-LOSS_SUM = 8  # sum of LOSS * BATCH_WEIGHT
-WEIGHT_SUM = 9  # sum of BATCH_WEIGHT
-# Sticky: the number of the first step whose loss was not finite, else 0. Updates are no-ops from then on.
-BAD_STEP = 10
+# Where the steps are in the epochs that run at once; the host zeroes these four before the first of them
+ROW = 7  # first row of the current batch in the table of the epochs' orders
+LOSS_SUM = 8  # sum of LOSS * BATCH_WEIGHT over the steps of the current epoch
+WEIGHT_SUM = 9  # sum of BATCH_WEIGHT over them
+EPOCH_INDEX = 10  # epochs that are complete: the row of the current one in the table of results
 # Random numbers: the 64-bit seed as two 32-bit halves
 SEED_LO = 11
 SEED_HI = 12
+# Sticky: the number of the first step whose loss was not finite, else 0. Updates are no-ops from then on.
+BAD_STEP = 13
 # The optimizer's hyperparameters; what P0..P7 mean stands beside each step in ``backends/base.py``
 WEIGHT_DECAY = 15
 P0 = 16

@@ -19,6 +19,7 @@ from .training.callbacks import Callback
 from .training.history import History
 from .training.inference import forward
 from .training.predictions import classes, through_link
+from .training.validation import Validation
 
 __all__ = ["Sequential", "load"]
 
@@ -263,7 +264,7 @@ class Sequential(Network):
         if isinstance(metrics, str) or callable(metrics):
             metrics = [metrics]
         wanted = [metrics_module.get(metric) for metric in metrics]
-        return loop.Validation(self, X, y, sample_weight, resolved, wanted, self.dtype).evaluate(self, batch_size)
+        return Validation(self, X, y, sample_weight, resolved, wanted, self.dtype).evaluate(self, batch_size)
 
     # ---- files --------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:

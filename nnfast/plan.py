@@ -8,7 +8,7 @@ batch uses prefix views of the same buffers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -21,8 +21,9 @@ from .layers import Activation, Dense, Layer
 from .losses import Loss
 from .optimizers import Optimizer
 from .parameters import Built, Parameters
+from .plan_layout import PlanLayout
 
-__all__ = ["Plan", "PlanLayout", "without_link"]
+__all__ = ["Plan", "without_link"]
 
 
 def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
@@ -39,65 +40,6 @@ def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
     if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
         return [*built[:-1], replace(last, layer=last.layer.without_activation())]
     return built
-
-
-@dataclass(frozen=True, slots=True)
-class _LayerSlots:
-    """Places of one layer's output and of what it declared."""
-
-    output: Slot | None  # None: a view of the input
-    declared: tuple[tuple[str, Slot | None, bool], ...]  # name, place (None: not kept), per row
-
-
-class PlanLayout:
-    """Where everything that depends on the batch size will be; nothing is allocated yet.
-
-    Attributes
-    ----------
-    nbytes : int
-        Size of the one allocation.
-    """
-
-    def __init__(
-        self,
-        built: list[Built],
-        batch: int,
-        dtype: Any,
-        *,
-        training: bool,
-        target: tuple[tuple[int, ...], Any] | None = None,
-        weighted: bool = False,
-    ) -> None:
-        arena = Arena()
-        self.x = arena.reserve((batch, *built[0].in_shape), dtype)
-        self.target = None if target is None else arena.reserve((batch, *target[0]), target[1])
-        self.weight = arena.reserve((batch,), dtype) if weighted else None
-        widest = max(prod(layer.out_shape) for layer in built)
-        # Without a backward pass an output is dead once the next layer has read it: two buffers do
-        turns = [] if training else [arena.reserve((batch, widest), dtype) for _ in range(2)]
-        self.layers: list[_LayerSlots] = []
-        for layer in built:
-            output = None
-            if not layer.layer.is_view(training):
-                shape = (batch, *layer.out_shape)
-                if training:
-                    output = arena.reserve(shape, dtype)
-                else:
-                    output = Slot(turns[0].offset, shape, turns[0].dtype)
-                    turns.reverse()
-            declared = []
-            for spec in layer.specs:
-                if spec.kind in ("saved", "scratch"):
-                    shape = (batch, *spec.shape) if spec.per_row else spec.shape
-                    kept = training or spec.kind == "scratch"
-                    declared.append((spec.name, arena.reserve(shape, dtype) if kept else None, spec.per_row))
-            self.layers.append(_LayerSlots(output, tuple(declared)))
-        self.gradients: list[Slot] = []
-        if training:
-            # dy of a layer is dead once its dx is written: two buffers take turns
-            widest_dx = max(prod(layer.in_shape) for layer in built)
-            self.gradients = [arena.reserve((batch, max(widest, widest_dx)), dtype) for _ in range(2)]
-        self.nbytes = arena.nbytes
 
 
 class _Program:
@@ -238,7 +180,9 @@ class Plan:
         self._data: tuple[Array, ...] = ()
         self.order: Array | None = None
         self.outputs: Array | None = None
+        self.results: Array | None = None
         self._programs: dict[int, _Program] = {}
+        self._epochs: dict[int, Replay] = {}
 
     # ---- what programs are made of ---------------------------------------------------------------------
     def view(self, slot: Slot, rows: int | None = None) -> Array:
@@ -276,7 +220,13 @@ class Plan:
         return self._programs[rows]
 
     # ---- use ---------------------------------------------------------------------------------------------
-    def use_data(self, data: tuple[Array, ...], order: Array | None, outputs: Array | None) -> None:
+    def use_data(
+        self,
+        data: tuple[Array, ...],
+        order: Array | None,
+        outputs: Array | None = None,
+        results: Array | None = None,
+    ) -> None:
         """Let steps gather their own batches, rows ``order[ROW : ROW + rows]`` of each array of `data`.
 
         Parameters
@@ -284,12 +234,16 @@ class Plan:
         data : tuple of array
             Inputs, then targets and sample weights where the plan has them; empty: batches are fed.
         order : array of int64
-            Row numbers; its contents may change between steps, its address not.
+            Row numbers, those of one epoch after those of another; the contents may change between steps, the
+            address not.
         outputs : array, optional
             Takes the outputs of each step at rows ``ROW`` onward.
+        results : array, optional
+            float64 (epochs, 3); takes the results of each epoch of :meth:`run_epochs`.
         """
-        self._data, self.order, self.outputs = data, order, outputs
+        self._data, self.order, self.outputs, self.results = data, order, outputs, results
         self._programs.clear()
+        self._epochs.clear()
 
     def feed(self, x: Array, target: Array | None = None, weight: Array | None = None) -> None:
         """Copy a batch into the plan's buffers."""
@@ -305,6 +259,22 @@ class Plan:
         """Do `steps` steps of `rows` rows each."""
         self._program(rows).replay.run(steps)
 
+    def run_epochs(self, rows: int, epochs: int) -> None:
+        """Do `epochs` epochs of `rows` rows each, from row ROW of the order on, and keep their results.
+
+        An epoch is its whole batches, a smaller one where rows are left, and
+        :meth:`~nnfast.backends.base.Backend.end_epoch`.
+        """
+        results = self.results
+        if results is None:
+            raise RuntimeError("run_epochs needs a place for the epochs' results: give use_data one")
+        if rows not in self._epochs:
+            full, rest = divmod(rows, self.batch)
+            parts = [(self._program(n).replay, times) for n, times in ((self.batch, full), (rest, 1)) if n * times]
+            end = self.capture(lambda bk: bk.end_epoch(self.state, results))
+            self._epochs[rows] = self.backend.chain([*parts, (end, 1)])
+        self._epochs[rows].run(epochs)
+
     def output(self, rows: int) -> Array:
         """The output of the last step of `rows` rows: a view that the next step overwrites."""
         return self._program(rows).output
@@ -312,6 +282,11 @@ class Plan:
     def read_state(self) -> np.ndarray:
         """A copy of the step state on the host; waits for the device."""
         return np.array(self.backend.to_numpy(self.state))
+
+    def read_results(self, epochs: int) -> np.ndarray:
+        """Sum of losses, sum of weights and last learning rate of `epochs` epochs: (epochs, 3), on the host."""
+        assert self.results is not None
+        return np.array(self.backend.to_numpy(self.results[:epochs]))
 
     def write_state(self, host: np.ndarray) -> None:
         """Replace the step state."""

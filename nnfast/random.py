@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["checked_seed", "fresh_seed", "generator", "keep_threshold", "permutation", "philox_4x32"]
+__all__ = [
+    "Orders",
+    "checked_seed",
+    "fresh_seed",
+    "generator",
+    "keep_threshold",
+    "permutation",
+    "permutations",
+    "philox_4x32",
+]
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -20,6 +29,9 @@ _32 = np.uint64(32)
 
 # Streams of the host generator; a stream is the high word of the key
 INIT, SHUFFLE, SPLIT = 1, 2, 3
+
+# Row numbers that are drawn at a time: a generator of its own for each epoch costs more than a short order
+_BLOCK = 8192
 
 
 def philox_4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, ...]:
@@ -80,9 +92,63 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
+class Orders:
+    """The orders of `n` rows in the epochs of a training, each a random permutation of ``0..n-1``.
+
+    An epoch's order depends on `seed`, `n` and the epoch's number alone. Long orders are drawn one by one, short
+    ones in blocks: one generator shuffles all orders of the epochs ``b * B`` to ``b * B + B - 1``. The last block
+    is kept.
+
+    Parameters
+    ----------
+    seed : int
+        The user's seed, in ``[0, 2**64)``.
+    n : int
+        Rows in an epoch.
+    """
+
+    def __init__(self, seed: int, n: int) -> None:
+        self.seed, self.n = seed, n
+        self._per_block = max(1, _BLOCK // max(n, 1))
+        self._kept: tuple[int, np.ndarray] | None = None
+
+    def _rows(self, epochs: int) -> np.ndarray:
+        return np.tile(np.arange(self.n, dtype=np.int64), (epochs, 1))
+
+    def _block(self, number: int) -> np.ndarray:
+        if self._kept is None or self._kept[0] != number:
+            table = self._rows(self._per_block)
+            generator(self.seed, SHUFFLE, number).permuted(table, axis=1, out=table)
+            self._kept = number, table
+        return self._kept[1]
+
+    def of(self, first: int, count: int) -> np.ndarray:
+        """The orders of `count` epochs from epoch `first` on, counted from 0: (count, n), int64, a new array."""
+        if first < 0 or count < 0:
+            raise ValueError(f"first and count must not be negative, got {first} and {count}")
+        if self._per_block == 1:
+            table = self._rows(count)
+            for epoch, order in enumerate(table, first):
+                generator(self.seed, SHUFFLE, epoch).shuffle(order)
+            return table
+        table = np.empty((count, self.n), np.int64)
+        done = 0
+        while done < count:
+            number, start = divmod(first + done, self._per_block)
+            rows = self._block(number)[start : start + count - done]
+            table[done : done + len(rows)] = rows
+            done += len(rows)
+        return table
+
+
+def permutations(seed: int, first: int, count: int, n: int) -> np.ndarray:
+    """The orders of `n` rows in `count` epochs from epoch `first` on: (count, n), int64."""
+    return Orders(seed, n).of(first, count)
+
+
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of `n` rows in epoch `epoch`: a permutation of ``0..n-1``, int64."""
-    return generator(seed, SHUFFLE, epoch).permutation(n)
+    return permutations(seed, epoch, 1, n)[0]
 
 
 def checked_seed(seed: int | None) -> int:

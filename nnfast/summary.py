@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .parameters import Built, Parameters
-from .plan import PlanLayout
+from .plan_layout import PlanLayout
 
 __all__ = ["Summary"]
 

@@ -26,7 +26,7 @@ ORDER = (
     {"activations", "arena", "errors", "files", "random"},
     {"backends"},
     {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
-    {"parameters", "plan", "plan_pool", "summary"},
+    {"parameters", "plan", "plan_layout", "plan_pool", "summary"},
     {"network"},
     {"training"},
     {"model"},
@@ -102,8 +102,8 @@ def _group(module: str) -> int:
 def test_the_reader_of_imports_reads() -> None:
     """The tests below can fail only if this finds what is there."""
     assert len(_modules()) > 50
-    own, others = _imported("training.loop")
-    assert {"training.sources", "kernels", "metrics"} <= own
+    own, others = _imported("training.run")
+    assert {"training.sources", "kernels", "network"} <= own
     assert {"numpy", "signal"} <= others
     own, others = _imported("kernels.cpu.driver")
     assert {"kernels.cpu.threads", "kernels.cpu.cache"} <= own

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nnfast as nf
+from nnfast.kernels import step_state as S
 from nnfast.losses import get as get_loss
 from nnfast.training.engine import Engine
 from nnfast.training.sources import ResidentSource
@@ -15,7 +16,7 @@ from nnfast.training.sources import ResidentSource
 ROWS, BATCH = 1100, 256
 
 
-def _engine(dtype: str, loss: str, optimizer: nf.Optimizer) -> tuple[Engine, ResidentSource]:
+def _engine(dtype: str, loss: str, optimizer: nf.Optimizer, keep_outputs: bool = True) -> tuple[Engine, ResidentSource]:
     backend = nf.get_backend("numba")
     rng = np.random.default_rng(0)
     model = nf.Sequential(
@@ -43,7 +44,7 @@ def _engine(dtype: str, loss: str, optimizer: nf.Optimizer) -> tuple[Engine, Res
         target=source.target,
         weighted=True,
     )
-    source.attach(engine, True)
+    source.attach(engine, keep_outputs)
     return engine, source
 
 
@@ -57,7 +58,7 @@ def test_steady_state(dtype: str, loss: str, optimizer: nf.Optimizer) -> None:
         pytest.skip("Numba is not here")
     engine, source = _engine(dtype, loss, optimizer)
     source.run_epoch(engine, 0, lambda rows: False, each_step=False)  # compiles and records
-    engine.begin_epoch()
+    engine.begin_epochs()
     tracemalloc.start()
     try:
         engine.run(BATCH)
@@ -68,6 +69,29 @@ def test_steady_state(dtype: str, loss: str, optimizer: nf.Optimizer) -> None:
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    # The smallest activation is the last batch's output
-    smallest = (ROWS % BATCH) * 16 * np.dtype(dtype).itemsize
-    assert peak < smallest
+    assert peak < _smallest(dtype)
+
+
+def _smallest(dtype: str) -> int:
+    """Bytes of the smallest activation: the last batch's output."""
+    return (ROWS % BATCH) * 16 * np.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whole_epochs(dtype: str) -> None:
+    if nf.available_devices()["numba"] is not None:
+        pytest.skip("Numba is not here")
+    engine, source = _engine(dtype, "cross_entropy", nf.Adam(), keep_outputs=False)
+    assert source.at_once > 4
+    for first in (0, 1):
+        engine.begin_epochs()
+        source.run_epochs(engine, first, 1)  # compiles and records
+    engine.begin_epochs()
+    tracemalloc.start()
+    try:
+        engine.run_epochs(ROWS, 4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < _smallest(dtype)
+    assert engine.read()[S.EPOCH_INDEX] == 4

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from math import factorial
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnfast import random
 
@@ -46,6 +50,55 @@ def test_permutation():
     np.testing.assert_array_equal(random.permutation(3, 0, 50), one)
     for other in (random.permutation(3, 1, 50), random.permutation(4, 0, 50)):
         assert (other != one).any()
+
+
+@given(n=st.integers(1, 9000), first=st.integers(0, 10**6), count=st.integers(0, 40))
+@settings(max_examples=40, deadline=None)
+def test_orders_of_several_epochs_are_those_of_each(n, first, count):
+    table = random.permutations(11, first, count, n)
+    assert table.shape == (count, n)
+    assert table.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(table, axis=1), np.tile(np.arange(n), (count, 1)))
+    for row in range(0, count, 13):
+        np.testing.assert_array_equal(table[row], random.permutation(11, first + row, n))
+
+
+@pytest.mark.parametrize("n", [1, 4, 8192, 8193])
+def test_orders_do_not_depend_on_what_was_asked_before(n):
+    expected = random.permutations(5, 0, 30, n)
+    orders = random.Orders(5, n)
+    for first, count in ((0, 1), (1, 7), (20, 10), (3, 0), (8, 12), (0, 30)):
+        got = orders.of(first, count)
+        np.testing.assert_array_equal(got, expected[first : first + count])
+        got[...] = -1  # the caller's own
+
+
+def test_orders_across_blocks():
+    n, first = 1000, 5  # eight epochs a block
+    expected = np.stack([random.permutation(2, epoch, n) for epoch in range(first, first + 20)])
+    np.testing.assert_array_equal(random.permutations(2, first, 20, n), expected)
+    assert len(np.unique(expected, axis=0)) == 20
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_every_order_is_equally_likely(n):
+    stats = pytest.importorskip("scipy.stats")
+    epochs = 500 * factorial(n)
+    table = random.permutations(1, 0, epochs, n)
+    seen, counts = np.unique(table, axis=0, return_counts=True)
+    assert len(seen) == factorial(n)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    # What follows an order does not depend on it, within a block and from block to block
+    code = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+    pairs = np.bincount(code[:-1] * factorial(n) + code[1:], minlength=factorial(n) ** 2)
+    if n <= 4:
+        assert stats.chisquare(pairs).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 1), (0, -1)])
+def test_wrong_epochs(first, count):
+    with pytest.raises(ValueError, match="must not be negative"):
+        random.permutations(0, first, count, 3)
 
 
 def test_generators_are_independent():

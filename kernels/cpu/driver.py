@@ -1,4 +1,4 @@
-"""Runs lists of kernel calls natively: one call from Python, whatever the number of kernels and steps."""
+"""Runs lists of kernel calls natively: one call from Python, whatever the number of kernels, steps and epochs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from .atomics import fetch_add, store_release
 from .cache import compiled
 from .intrinsics import call_kernel, pointer_i64
 
-# The table of calls: function, integers, floats, tasks, whether to share them among threads
-COLUMNS = 5
+# Columns of the table of calls: function, integers, floats, tasks, whether threads share them
+FUNCTION, INTS, FLOATS, TASKS, PARALLEL = range(5)
+# Columns of the table of segments: the calls from FIRST up to END, REPEATS times
+FIRST, END, REPEATS = range(3)
+SEGMENT_BYTES = 8 * 3
 
 
 @dataclass(slots=True)
@@ -64,34 +67,40 @@ def sequence(calls: Sequence[Call]) -> Call:
     )
 
 
-def _serial(calls, number, steps):
-    for _ in range(steps):
-        for c in range(number):
-            call = pointer_i64(calls + 8 * COLUMNS * c)
-            for task in range(call[3]):
-                call_kernel(call[0], call[1], call[2], task)
+def _serial(calls, segments, number, times):
+    for _ in range(times):
+        for s in range(number):
+            segment = pointer_i64(segments + s * SEGMENT_BYTES)
+            for _ in range(segment[2]):
+                for c in range(segment[0], segment[1]):
+                    call = pointer_i64(calls + c * team.CALL_BYTES)
+                    for task in range(call[3]):
+                        call_kernel(call[0], call[1], call[2], task)
 
 
 @team.function
-def _lead(control, calls, number, steps, lanes, give_way):
-    """What the leader of a team does: all calls, those with tasks for several threads together with the others."""
+def _lead(control, calls, segments, number, times, lanes, give_way):
+    """What the leader of a team does: all calls, those that threads share together with the others."""
     done = 0
-    for _ in range(steps):
-        for c in range(number):
-            call = pointer_i64(calls + 8 * COLUMNS * c)
-            if call[4] != 0:
-                team.share(control, calls, lanes, c, call[3], done, give_way)
-                done += call[3]
-            else:
-                for task in range(call[3]):
-                    call_kernel(call[0], call[1], call[2], task)
+    for _ in range(times):
+        for s in range(number):
+            segment = pointer_i64(segments + s * SEGMENT_BYTES)
+            for _ in range(segment[2]):
+                for c in range(segment[0], segment[1]):
+                    call = pointer_i64(calls + c * team.CALL_BYTES)
+                    if call[4] != 0:
+                        team.share(control, calls, lanes, c, call[3], done, give_way)
+                        done += call[3]
+                    else:
+                        for task in range(call[3]):
+                            call_kernel(call[0], call[1], call[2], task)
 
 
-def _parallel(calls, number, steps, control, lanes, give_way):
+def _parallel(calls, segments, number, times, control, lanes, give_way):
     for _ in prange(lanes):
         lane = fetch_add(control + team.ARRIVED, 1)
         if lane == 0:
-            _lead(control, calls, number, steps, lanes, give_way)
+            _lead(control, calls, segments, number, times, lanes, give_way)
             store_release(control + team.FINISHED, 1)
         else:
             team.follow(control, calls, lanes, lane, give_way)
@@ -110,7 +119,7 @@ def _driver(parallel: bool) -> Any:
         if parallel not in _built:
             if parallel:
                 threads.find_tbb()
-            template, arguments = (_parallel, 6) if parallel else (_serial, 3)
+            template, arguments = (_parallel, 7) if parallel else (_serial, 4)
             signature = types.void(*[types.int64] * arguments)
 
             def decorate(cache: bool) -> Any:
@@ -121,30 +130,56 @@ def _driver(parallel: bool) -> Any:
 
 
 class Program:
-    """A fixed list of calls, ready to run."""
+    """Fixed lists of calls, ready to run.
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    Attributes
+    ----------
+    calls : tuple of Call
+    table : ndarray of int64
+        (calls, 5), a row for each of them.
+    segments : ndarray of int64
+        (segments, 3): which of the calls run, how often, in which order.
+    """
+
+    def __init__(self, calls: Sequence[Call], segments: np.ndarray | None = None) -> None:
         self.calls = tuple(calls)
-        self.table = np.empty((len(self.calls), COLUMNS), np.int64)
+        self.table = np.empty((len(self.calls), 5), np.int64)
         for row, call in zip(self.table, self.calls, strict=True):
             row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, call.parallel)
+        self.segments = np.array([[0, len(self.calls), 1]], np.int64) if segments is None else segments
         self.parallel = any(call.parallel for call in self.calls)
         self.blas = any(call.blas for call in self.calls)
 
-    def run(self, steps: int = 1) -> None:
-        """Run all calls, in order, `steps` times. Holds no lock of Python's meanwhile."""
+    @classmethod
+    def chain(cls, parts: Sequence[tuple[Program, int]]) -> Program:
+        """One program that runs each of `parts` so many times, in order."""
+        calls: list[Call] = []
+        segments: list[np.ndarray] = [np.empty((0, 3), np.int64)]
+        for program, times in parts:
+            own = program.segments.copy()
+            own[:, [FIRST, END]] += len(calls)
+            if len(own) == 1:
+                own[:, REPEATS] *= times
+            else:
+                own = np.tile(own, (times, 1))
+            calls.extend(program.calls)
+            segments.append(own)
+        return cls(calls, np.concatenate(segments))
+
+    def run(self, times: int = 1) -> None:
+        """Run all segments, in order, so many times. Holds no lock of Python's meanwhile."""
         if self.blas:
             with threads.single_threaded_blas:
-                self._run(steps)
+                self._run(times)
         else:
-            self._run(steps)
+            self._run(times)
 
-    def _run(self, steps: int) -> None:
-        table, number = self.table.ctypes.data, len(self.calls)
+    def _run(self, times: int) -> None:
+        work = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments), times
         if self.parallel and threads.count() > 1:
             lanes = threads.count()
             driver, control = _driver(True), team.control_block(lanes)
             with threads.region_guard():
-                driver(table, number, steps, control.ctypes.data, lanes, team.yield_address())
+                driver(*work, control.ctypes.data, lanes, team.yield_address())
         else:
-            _driver(False)(table, number, steps)
+            _driver(False)(*work)

@@ -145,7 +145,9 @@ def clip_call(x: np.ndarray, limit: float) -> Call:
 
 def copy_call(x: np.ndarray, out: np.ndarray) -> Call:
     """``out[...] = x`` for one dtype and contiguous arrays that do not overlap."""
-    return _call(copy_bytes, None, x.nbytes, (x.ctypes.data, out.ctypes.data), (), [0.0], (x, out))
+    chunk, tasks = tuning.chunks(-(-x.nbytes // tuning.COPY_BYTES), threads.count())
+    ints = np.array([x.ctypes.data, out.ctypes.data, x.nbytes, chunk * tuning.COPY_BYTES], np.int64)
+    return Call(kernel(copy_bytes), ints, np.zeros(1), tasks, tasks > 1, keep=(x, out))
 
 
 def dropout_call(x: np.ndarray, state: np.ndarray, rate: float, threshold: int, stream: int, out: np.ndarray) -> Call:

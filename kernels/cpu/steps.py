@@ -40,6 +40,20 @@ def end_step(I, F, task):
     pointer_f64(I[0])[S.ROW] += F[0]
 
 
+def end_epoch(I, F, task):
+    """I: state, table of results, its rows. An epoch that has no row in the table does not count as complete."""
+    state = pointer_f64(I[0])
+    epoch = int(state[S.EPOCH_INDEX])
+    if state[S.BAD_STEP] == 0.0 and 0 <= epoch < I[2]:
+        results = pointer_f64(I[1])
+        results[3 * epoch] = state[S.LOSS_SUM]
+        results[3 * epoch + 1] = state[S.WEIGHT_SUM]
+        results[3 * epoch + 2] = state[S.LR]
+        state[S.LOSS_SUM] = 0.0
+        state[S.WEIGHT_SUM] = 0.0
+        state[S.EPOCH_INDEX] += 1.0
+
+
 def scale_to_norm(I, F, task):
     """I: state; F: largest norm. A norm that is NaN makes the scale NaN, which the optimizer refuses."""
     state = pointer_f64(I[0])

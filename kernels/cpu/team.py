@@ -32,6 +32,8 @@ TASK_BITS = 20
 TASK_LIMIT = 1 << TASK_BITS
 CALL_LIMIT = 1 << (62 - 2 * TASK_BITS)
 _MASK = TASK_LIMIT - 1
+# Bytes of a row of the driver's table of calls
+CALL_BYTES = 8 * 5
 # Turns of a waiting loop, of some 20 to 40 ns each, after which the processor is offered to other programs
 _PATIENCE = 2000
 
@@ -83,7 +85,7 @@ def _work(control, calls, lanes, lane):
             # The owner takes the first task, others the last
             taken = word + TASK_LIMIT if step == 0 else word - 1
             if compare_and_swap(word_at, word, taken):
-                call = pointer_i64(calls + (word >> (2 * TASK_BITS)) * 40)
+                call = pointer_i64(calls + (word >> (2 * TASK_BITS)) * CALL_BYTES)
                 call_kernel(call[0], call[1], call[2], first if step == 0 else end - 1)
                 count += 1
     return count

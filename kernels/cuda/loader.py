@@ -99,7 +99,7 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "weight_total": _PLAIN,
         "softmax_xent": tuple((t, label) for t in SCALARS.values() for label in ("index_t", t)),
     },
-    "step": dict.fromkeys(("begin_step", "record_loss", "end_step"), _PLAIN),
+    "step": dict.fromkeys(("begin_step", "record_loss", "end_step", "end_epoch"), _PLAIN),
     "optimizers": {
         "optimizer_step": tuple((rule.format(t=t),) for t in SCALARS.values() for rule in _RULES),
         "ema_step": _TYPES,

@@ -20,3 +20,15 @@ __global__ void record_loss(double* state) {
 }
 
 __global__ void end_step(double* state, index_t rows) { state[STATE_ROW] += (double)rows; }
+
+__global__ void end_epoch(double* state, double* results, index_t length) {
+    index_t epoch = (index_t)state[STATE_EPOCH_INDEX];
+    if (state[STATE_BAD_STEP] != 0 || epoch >= length) return;
+    double* row = results + 3 * epoch;
+    row[0] = state[STATE_LOSS_SUM];
+    row[1] = state[STATE_WEIGHT_SUM];
+    row[2] = state[STATE_LR];
+    state[STATE_LOSS_SUM] = 0;
+    state[STATE_WEIGHT_SUM] = 0;
+    state[STATE_EPOCH_INDEX] += 1;
+}

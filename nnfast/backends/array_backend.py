@@ -242,3 +242,11 @@ class ArrayBackend(ArrayOptimizers, Backend):
 
     def end_step(self, state: Array, rows: int) -> None:
         state[S.ROW] += rows
+
+    def end_epoch(self, state: Array, results: Array) -> None:
+        if state[S.BAD_STEP] != 0:
+            return
+        row = results[int(state[S.EPOCH_INDEX])]
+        row[0], row[1], row[2] = state[S.LOSS_SUM], state[S.WEIGHT_SUM], state[S.LR]
+        state[S.LOSS_SUM] = state[S.WEIGHT_SUM] = 0.0
+        state[S.EPOCH_INDEX] += 1

@@ -14,7 +14,7 @@ the compositions: they are the oracle of the parity tests and the baseline of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import activations
@@ -29,9 +29,9 @@ class Replay:
     def __init__(self, step: Callable[[], None]) -> None:
         self._step = step
 
-    def run(self, steps: int = 1) -> None:
-        """Do the recorded work `steps` times, on the same addresses."""
-        for _ in range(steps):
+    def run(self, times: int = 1) -> None:
+        """Do the recorded work so many times, on the same addresses."""
+        for _ in range(times):
             self._step()
 
 
@@ -102,6 +102,18 @@ class Backend(ABC):
         is wrapped in :meth:`python`.
         """
         return Replay(lambda: step(self))
+
+    def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
+        """One replay that runs each of `parts` so many times, in order: the steps of an epoch, and its end.
+
+        The parts come from :meth:`capture` of this backend.
+        """
+
+        def run() -> None:
+            for replay, times in parts:
+                replay.run(times)
+
+        return Replay(run)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         """Call Python code as part of a step: a user's layer, loss or optimizer.
@@ -284,6 +296,14 @@ class Backend(ABC):
     @abstractmethod
     def end_step(self, state: Array, rows: int) -> None:
         """``ROW += rows``."""
+
+    @abstractmethod
+    def end_epoch(self, state: Array, results: Array) -> None:
+        """``results[EPOCH_INDEX] = LOSS_SUM, WEIGHT_SUM, LR; EPOCH_INDEX += 1``; both sums become 0.
+
+        Nothing is done once BAD_STEP is set: EPOCH_INDEX stays the number of epochs without a bad step.
+        `results` float64 (epochs, 3).
+        """
 
     @abstractmethod
     def clip_value(self, grad: Array, *, limit: float) -> None:

@@ -50,7 +50,7 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
 def _contract(cls: _Class) -> _Class:
     """Wrap the contract's methods: each runs on its backend's device, kernels with their fallback."""
     for name, declared in vars(Backend).items():
-        if name.startswith("_") or not callable(declared) or name in ("capture", "python"):
+        if name.startswith("_") or not callable(declared) or name in ("capture", "chain", "python"):
             continue
         method = getattr(cls, name)
         if any(name in vars(part) for part in (CudaLayers, CudaSteps)):

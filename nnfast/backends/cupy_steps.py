@@ -97,6 +97,12 @@ class CudaSteps:
     def end_step(self, state: Array, rows: int) -> Any:
         self._launch("step", "end_step", (), _ONE_THREAD, state, int(rows))
 
+    def end_epoch(self, state: Array, results: Array) -> Any:
+        if results.dtype.char != "d" or results.shape[1:] != (3,) or not results.flags.c_contiguous:
+            return NotImplemented
+        self._launch("step", "end_epoch", (), _ONE_THREAD, state, results, len(results))
+        return None
+
     def sq_norm(self, x: Array, *, out: Array) -> Any:
         return self._sq_norm(x, out, None, 0.0)
 

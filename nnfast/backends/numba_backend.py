@@ -8,7 +8,7 @@ being recorded. What the kernels do not support (other dtypes, strided or empty 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..kernels.cpu import activations as tiles
 from ..kernels.cpu import gemm, linear, losses, pointwise, rows
 from ..kernels.cpu.driver import Call, Program
 from ..random import keep_threshold
-from .base import Array, Backend
+from .base import Array, Backend, Replay
 from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
 from .numba_norms import NumbaNorms
 from .numba_optimizers import NumbaOptimizers
@@ -60,6 +60,10 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         recorder._eager = self._eager
         step(recorder)
         return NumbaReplay(self._eager, record)
+
+    def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
+        replays = [(replay, times) for replay, times in parts if isinstance(replay, NumbaReplay) and replay.native]
+        return NumbaReplay.chained(self._eager, replays) if len(replays) == len(parts) else super().chain(parts)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         if self._record is None:

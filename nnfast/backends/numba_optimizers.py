@@ -9,7 +9,7 @@ import numpy as np
 from ..kernels import step_state as S
 from ..kernels.cpu import optimizers, pointwise, steps
 from .base import Array
-from .numba_checks import is_state, native, plain, sizes, writable
+from .numba_checks import is_state, native, plain, shapes, sizes, writable
 
 
 class NumbaOptimizers:
@@ -39,6 +39,16 @@ class NumbaOptimizers:
             self._numpy("end_step", state, rows)
             return
         self._emit(steps.state_call(steps.end_step, state, value=rows))
+
+    def end_epoch(self, state: Array, results: Array) -> None:
+        if not (is_state(state) and plain(results) and results.dtype == np.float64):
+            self._numpy("end_epoch", state, results)
+            return
+        shapes("end_epoch", results=(results, (len(results), 3)))
+        writable("end_epoch", results=results)
+        if self._record is None and not 0 <= state[S.EPOCH_INDEX] < len(results):
+            raise IndexError(f"end_epoch: EPOCH_INDEX is {state[S.EPOCH_INDEX]:.0f}, results has {len(results)} rows")
+        self._emit(steps.state_call(steps.end_epoch, state, results.ctypes.data, len(results), keep=results))
 
     def clip_value(self, grad: Array, *, limit: float) -> None:
         if not native(grad):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..kernels.cpu.driver import Call, Program
@@ -37,17 +37,25 @@ class NumbaReplay(Replay):
         if calls:
             self._parts.append(Program(calls))
 
+    @classmethod
+    def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
+        """Native replays, each so many times, as one that is native, too."""
+        programs = [(part, times) for replay, times in parts for part in replay._parts if isinstance(part, Program)]
+        chain = cls(backend, [])
+        chain._parts = [Program.chain(programs)]
+        return chain
+
     @property
     def native(self) -> bool:
         """Whether the whole step runs without Python."""
         return all(isinstance(part, Program) for part in self._parts)
 
-    def run(self, steps: int = 1) -> None:
-        """Do the recorded work `steps` times, on the same addresses."""
+    def run(self, times: int = 1) -> None:
+        """Do the recorded work so many times, on the same addresses."""
         if len(self._parts) == 1 and isinstance(self._parts[0], Program):
-            self._parts[0].run(steps)
+            self._parts[0].run(times)
             return
-        for _ in range(steps):
+        for _ in range(times):
             for part in self._parts:
                 if isinstance(part, Program):
                     part.run()

@@ -39,7 +39,7 @@ class Engine:
     weighted : bool
         Whether batches come with sample weights.
     lr_steps : int
-        Steps whose learning rates are made ready at a time.
+        Steps whose learning rates are made ready at a time, at most.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Engine:
             lr_steps=self.lr_steps,
         )
         self._ready = 0  # steps left in the table
+        self._steps_per_epoch: int | None = None
+        self._total_steps: int | None = None
         self.step = progress.step
         state = np.zeros(S.SIZE)
         for slot, value in optimizer.fill_state().items():
@@ -93,10 +95,14 @@ class Engine:
         """Write one slot of the step state, without waiting for the device."""
         self.backend.fill(self.plan.state[slot : slot + 1], value)
 
-    def begin_epoch(self) -> None:
-        """Zero the epoch's sums and go to its first row."""
-        for slot in (S.ROW, S.LOSS_SUM, S.WEIGHT_SUM):
-            self.set(slot, 0.0)
+    def bind(self, steps_per_epoch: int | None, total_steps: int | None) -> None:
+        """Tell the lengths that schedules are measured in; see :meth:`nnfast.optimizers.Schedule.bind`."""
+        self.schedule.bind(steps_per_epoch, total_steps)
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+
+    def begin_epochs(self) -> None:
+        """Zero the sums and the count of the epochs that run next, and go to the first row."""
+        self.backend.fill(self.plan.state[S.ROW : S.EPOCH_INDEX + 1], 0.0)
 
     def resume(self) -> None:
         """Go on from where the model stands, which another run, or a step that was bad, may have changed."""
@@ -110,19 +116,39 @@ class Engine:
         """The schedule has changed its mind: the learning rates that are ready are void."""
         self._ready = 0
 
+    def _fill_rates(self) -> None:
+        n = self.lr_steps
+        if self.schedule.adaptive and self._steps_per_epoch is not None:
+            n = min(n, self._steps_per_epoch)  # the end of the epoch may change those of the next one
+        if self._total_steps is not None and self.step < self._total_steps:
+            n = min(n, self._total_steps - self.step)
+        self.backend.copy(self.schedule.table(self.step, n), out=self.plan.lr_table[:n])
+        self.set(S.CURSOR, 0.0)
+        self._ready = n
+
     def run(self, rows: int, steps: int = 1) -> None:
         """Do `steps` steps of `rows` rows each."""
         while steps > 0:
             if self._ready == 0:
-                table = self.schedule.table(self.step, self.lr_steps)
-                self.backend.copy(table, out=self.plan.lr_table)
-                self.set(S.CURSOR, 0.0)
-                self._ready = self.lr_steps
+                self._fill_rates()
             now = min(steps, self._ready)
             self.plan.run(rows, now)
             self._ready -= now
             self.step += now
             steps -= now
+
+    def epochs_ready(self, steps: int) -> int:
+        """How many epochs of `steps` steps the table of learning rates has room for, from here on."""
+        if self._ready == 0:
+            self._fill_rates()
+        return self._ready // steps
+
+    def run_epochs(self, rows: int, epochs: int) -> None:
+        """Do `epochs` whole epochs of `rows` rows each, at most as many as :meth:`epochs_ready`, in one go."""
+        self.plan.run_epochs(rows, epochs)
+        steps = epochs * -(-rows // self.plan.batch)
+        self._ready -= steps
+        self.step += steps
 
     def read(self) -> np.ndarray:
         """The step state on the host; waits for the device."""
@@ -134,8 +160,8 @@ class Engine:
             step = int(state[S.BAD_STEP])
             raise NonFiniteError(
                 f"the loss, or the update of a weight, stopped being finite at step {step} (learning rate "
-                f"{state[S.LR]:.3g}); the last finite weights are kept. Try a smaller learning rate, clip_norm=1.0, "
-                "or standardised inputs",
+                f"{self.schedule(step - 1):.3g}); the last finite weights are kept. Try a smaller learning "
+                "rate, clip_norm=1.0, or standardised inputs",
                 step,
             )
 
@@ -149,4 +175,4 @@ class Engine:
     def finish(self) -> None:
         """Training ends here; the model keeps no part of the plan."""
         self.note(self.read())
-        self.plan.use_data((), None, None)
+        self.plan.use_data((), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["History"]
 
@@ -25,11 +25,15 @@ class History(Mapping[str, list[float]]):
 
     def append(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Add the numbers of an epoch; a name that is missing or new counts as NaN elsewhere."""
-        for name in logs:
+        self.extend([epoch], {name: [float(value)] for name, value in logs.items()})
+
+    def extend(self, epochs: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
+        """Add the numbers of several epochs, by name; each curve is as long as `epochs`."""
+        for name in curves:
             self._curves.setdefault(name, [float("nan")] * len(self.epochs))
-        self.epochs.append(epoch)
+        self.epochs.extend(epochs)
         for name, curve in self._curves.items():
-            curve.append(float(logs.get(name, float("nan"))))
+            curve.extend(curves.get(name) or [float("nan")] * len(epochs))
 
     def __getitem__(self, name: str) -> list[float]:
         if name not in self._curves:

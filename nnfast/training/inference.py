@@ -8,7 +8,8 @@ from ..backends.base import Array
 from ..kernels import step_state as S
 from ..losses import Loss
 from ..network import Network
-from ..plan import PlanLayout, without_link
+from ..plan import without_link
+from ..plan_layout import PlanLayout
 
 __all__ = ["forward"]
 

@@ -81,17 +81,31 @@ class ProgressBar(Callback):
             text = f"loss {_number(logs['loss'])}{self._last}  {rate:,.0f} samples/s"
             self._bar.update(self._task, completed=rows, text=text)
 
+    def on_epochs(self, first: int, curves: dict[str, list[float]], seconds: float) -> None:
+        count, rows = len(curves["loss"]), self.info.rows
+        assert rows is not None
+        for number, epoch in enumerate(range(first, first + count)):
+            if self._has_line(epoch):
+                self._line(epoch, {name: curve[number] for name, curve in curves.items()}, rows, seconds / count)
+        self.on_epoch_begin(first + count - 1)
+        self._began -= seconds / count  # it is over already
+        self.on_progress(rows, {"loss": curves["loss"][-1]})
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         # Metrics are known at an epoch's end; the bar shows the last ones while the next epoch runs
         self._last = "".join(f"  {name} {_number(value)}" for name, value in logs.items() if name not in ("loss", "lr"))
-        info = self.info
-        if not (epoch in (info.first, info.last) or epoch % self._every == 0):
-            return
-        seconds = time.perf_counter() - self._began
+        if self._has_line(epoch):
+            self._line(epoch, logs, self._rows, time.perf_counter() - self._began)
+
+    def _has_line(self, epoch: int) -> bool:
+        return epoch in (self.info.first, self.info.last) or epoch % self._every == 0
+
+    def _line(self, epoch: int, logs: dict[str, float], rows: int, seconds: float) -> None:
+        last = self.info.last
         numbers = "  ".join(f"{name} {_number(value)}" for name, value in logs.items() if name != "lr")
         lasted = f"{seconds:.2f} s" if seconds >= 0.05 else f"{1e3 * seconds:.2f} ms"
-        width = len(str(info.last))
-        self._print(f"epoch {epoch:>{width}}/{info.last}  {numbers}  {self._rows / seconds:,.0f} samples/s  {lasted}")
+        width = len(str(last))
+        self._print(f"epoch {epoch:>{width}}/{last}  {numbers}  {rows / seconds:,.0f} samples/s  {lasted}")
 
     def on_train_end(self, model: Network) -> None:
         if self._bar is not None:

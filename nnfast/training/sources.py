@@ -15,13 +15,21 @@ from ..losses import Loss
 from . import data
 from .engine import Engine
 
-__all__ = ["ArraySource", "BatchSource", "ResidentSource", "Source", "StreamedSource"]
+__all__ = ["ArraySource", "BatchSource", "ResidentSource", "Source", "StreamedSource", "next_chunk"]
 
 # Called after some steps with the number of rows done in the epoch; True ends training
 Pause = Callable[[int], bool]
 
 # Time between two looks at Ctrl-C and at the progress bar
 _PAUSE_SECONDS = 0.1
+
+# Row numbers that the orders of the epochs that run at once may have together: half a megabyte
+_MOST_ORDERED = 60_000
+
+
+def next_chunk(chunk: int, seconds: float) -> int:
+    """How many steps or epochs to run at once after `chunk` of them took `seconds`: up to the next look."""
+    return max(1, min(chunk * 4, int(chunk * _PAUSE_SECONDS / max(seconds, 1e-7))))
 
 
 class Source(ABC):
@@ -39,10 +47,13 @@ class Source(ABC):
         One row of targets as the loss takes them.
     weighted : bool
         Whether batches come with sample weights.
+    at_once : int
+        Epochs that :meth:`run_epochs` may run at once, at most; 1: it is not there.
     """
 
     rows: int | None = None
     steps: int | None = None
+    at_once = 1
     batch: int
     target: tuple[tuple[int, ...], Any]
     weighted = False
@@ -54,6 +65,10 @@ class Source(ABC):
     @abstractmethod
     def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
         """Run the steps of epoch `epoch`; returns the number of rows that were used."""
+
+    def run_epochs(self, engine: Engine, first: int, count: int) -> None:
+        """Run `count` whole epochs from `first` on, without a pause, and keep their results on the device."""
+        raise NotImplementedError(f"{type(self).__name__} runs one epoch at a time")
 
     @abstractmethod
     def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,16 +82,16 @@ class ArraySource(Source):
         self, x: Any, target: np.ndarray, weight: np.ndarray | None, batch: int, shuffle: bool, seed: int
     ) -> None:
         self.x, self.y, self.weight = x, target, weight
-        self.batch, self.shuffle, self.seed = batch, shuffle, seed
+        self.batch = batch
         self.rows = len(target)
         self.steps = -(-self.rows // batch)
         self.target = (target.shape[1:], target.dtype)
         self.weighted = weight is not None
+        self._orders = random.Orders(seed, self.rows) if shuffle else None
 
     def order_of(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of epoch `epoch`."""
-        rows = len(self.y)
-        return random.permutation(self.seed, epoch, rows) if self.shuffle else np.arange(rows)
+        return np.arange(len(self.y)) if self._orders is None else self._orders.of(epoch, 1)[0]
 
 
 class ResidentSource(ArraySource):
@@ -88,19 +103,31 @@ class ResidentSource(ArraySource):
         arrays: list[Array] = [bk.asarray(self.x, dtype), bk.asarray(self.y)]
         if self.weight is not None:
             arrays.append(bk.asarray(self.weight, dtype))
-        self._order = bk.asarray(np.arange(len(self.y), dtype=np.int64))
+        assert self.rows is not None
+        assert self.steps is not None
+        # The outputs of one epoch are kept, and an adaptive schedule waits for an epoch's end
+        if not (keep_outputs or engine.schedule.adaptive):
+            self.at_once = max(1, min(engine.lr_steps // self.steps, _MOST_ORDERED // self.rows))
+        self._order = bk.asarray(np.tile(np.arange(self.rows, dtype=np.int64), self.at_once))
+        results = bk.empty((self.at_once, 3), np.float64)
         self._outputs = None
         if keep_outputs:
             width = int(np.prod(engine.plan.built[-1].out_shape))
             self._outputs = bk.empty((self.rows, width), dtype)
         self._backend = bk
-        engine.plan.use_data(tuple(arrays), self._order, self._outputs)
+        engine.plan.use_data(tuple(arrays), self._order, self._outputs, results)
+
+    def run_epochs(self, engine: Engine, first: int, count: int) -> None:
+        assert self.rows is not None
+        if self._orders is not None:
+            engine.backend.copy(self._orders.of(first, count).reshape(-1), out=self._order[: count * self.rows])
+        engine.run_epochs(self.rows, count)
 
     def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
         assert self.rows is not None
         self._host_order = self.order_of(epoch)
-        if self.shuffle:
-            engine.backend.copy(self._host_order, out=self._order)
+        if self._orders is not None:
+            engine.backend.copy(self._host_order, out=self._order[: self.rows])
         full, rest = divmod(self.rows, self.batch)
         done, chunk = 0, 1
         while done < full:
@@ -111,9 +138,8 @@ class ResidentSource(ArraySource):
             if (each_step or done < full or rest) and pause(done * self.batch):
                 return done * self.batch
             if not each_step:
-                # Aim at the pause between looks; the clock includes pause(), which waits for the device
-                seconds = max(time.perf_counter() - began, 1e-7)
-                chunk = max(1, min(steps * 4, int(steps * _PAUSE_SECONDS / seconds)))
+                # The clock includes pause(), which waits for the device
+                chunk = next_chunk(steps, time.perf_counter() - began)
         if rest:
             engine.run(rest)
             if each_step:

@@ -80,7 +80,7 @@ class Trainer:
             target=(target.shape[1:], target.dtype),
             weighted=weighted,
         )
-        engine.schedule.bind(*self._lengths)
+        engine.bind(*self._lengths)
         engine.set(S.ROW, 0.0)
         self.batch_size, self._weighted = engine.plan.batch, weighted
         self._arrays = self._arrays_of(self.model)

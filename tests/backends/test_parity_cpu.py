@@ -436,6 +436,44 @@ def test_bookkeeping(loss, bad_step):
     assert results[1][S.LR] == 0.2
 
 
+@pytest.mark.parametrize("bad_step", [0.0, 2.0])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_end_of_an_epoch(bad_step, recorded):
+    for backend in (NUMPY, NUMBA):
+        state = new_state(LOSS_SUM=6.0, WEIGHT_SUM=4.0, LR=0.5, EPOCH_INDEX=1.0, BAD_STEP=bad_step, ROW=7.0)
+        results, before = np.full((3, 3), -1.0), state.copy()
+        if recorded:
+            backend.capture(lambda bk, state=state, results=results: bk.end_epoch(state, results)).run()
+        else:
+            backend.end_epoch(state, results)
+        if bad_step:
+            np.testing.assert_array_equal(state, before)
+            assert (results == -1).all()
+            continue
+        assert results.tolist() == [[-1] * 3, [6.0, 4.0, 0.5], [-1] * 3]
+        before[[S.LOSS_SUM, S.WEIGHT_SUM]] = 0.0
+        before[S.EPOCH_INDEX] = 2.0
+        np.testing.assert_array_equal(state, before)
+
+
+def test_an_epoch_past_the_table_of_results_is_an_error_or_does_not_count():
+    results, state = np.zeros((3, 3)), new_state(EPOCH_INDEX=2.0, WEIGHT_SUM=4.0)
+    for backend in (NUMPY, NUMBA):
+        with pytest.raises(IndexError):
+            backend.end_epoch(state, results[:2])
+    with pytest.raises(IndexError, match="EPOCH_INDEX is 2, results has 2 rows"):
+        NUMBA.end_epoch(state, results[:2])
+    NUMBA.capture(lambda bk: bk.end_epoch(state, results[:2])).run()
+    assert state[S.EPOCH_INDEX] == 2
+    assert not results.any()
+
+
+@pytest.mark.parametrize("wrong", [(3,), (3, 2), (2, 3, 3)])
+def test_results_of_another_shape(wrong):
+    with pytest.raises(ValueError, match="results has shape"):
+        NUMBA.end_epoch(new_state(), np.zeros(wrong))
+
+
 def test_a_rate_past_the_table_is_an_error_or_a_step_that_is_not_done():
     table, state = np.array([0.1]), new_state(CURSOR=1.0)
     with pytest.raises(IndexError, match="CURSOR is 1, the table has 1"):

@@ -417,6 +417,9 @@ def test_bookkeeping(bk: CupyBackend) -> None:
     for loss, bad in ((2.0, 0), (np.nan, 0), (np.inf, 0), (2.0, 3), (np.nan, 3)):
         state[S.LOSS], state[S.BAD_STEP] = loss, bad
         check(bk, "record_loss", "float64", ("state",), state=state)
+        state[S.EPOCH_INDEX] = 1
+        given = {"state": state, "results": np.zeros((3, 3))}
+        check(bk, "end_epoch", "float64", ("state", "results"), **given)
 
 
 @each_dtype

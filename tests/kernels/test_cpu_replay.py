@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.backends.numba_replay import NumbaReplay
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
 
@@ -196,6 +197,58 @@ def test_several_threads_train_at_once():
     assert len(results) == 4
     for (_, size), param in results.items():
         np.testing.assert_array_equal(param, want[size])
+
+
+# ---- several replays as one ---------------------------------------------------------------------------
+def counters(backend, native=True):
+    """Replays that append their digit to a number, and the number."""
+    number = np.zeros(2)
+    ten, digits = np.full((1, 1), 10.0), [np.full((1, 1), float(digit)) for digit in range(4)]
+    x, y = number[:1].reshape(1, 1), number[1:].reshape(1, 1)
+
+    def append(digit):
+        def step(bk):
+            bk.gemm(x, ten, out=y)
+            if native:
+                bk.add(y, digits[digit], out=x)
+            else:
+                bk.python(lambda _: np.add(y, digits[digit], out=x))
+
+        return backend.capture(step)
+
+    return [append(digit) for digit in range(4)], number
+
+
+@pytest.mark.parametrize("kind", [NumpyBackend, NumbaBackend])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_chain_runs_its_parts_in_order(kind, native):
+    backend = kind()
+    (zero, one, two, three), number = counters(backend, native)
+    chain = backend.chain([(one, 2), (zero, 0), (two, 1), (three, 3)])
+    if kind is NumbaBackend:
+        assert isinstance(chain, NumbaReplay) == native
+    chain.run()
+    assert number[0] == 112333
+    number[:] = 0
+    chain.run(2)
+    assert number[0] == 112333112333
+    number[:] = 0
+    backend.chain([(backend.chain([(one, 1), (two, 2)]), 2), (three, 1)]).run(2)
+    assert number[0] == 12212231221223
+    number[:] = 0
+    chain.run(0)
+    backend.chain([]).run(3)
+    assert number[0] == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_chain_of_steps_gives_the_steps_numbers(size):
+    network = Network(size, np.float32)
+    replay = NumbaBackend().capture(network.step)
+    chain = NumbaBackend().chain([(replay, 3), (replay, 1)])
+    assert chain.native
+    chain.run(3)
+    np.testing.assert_array_equal(network.param, trained(NumbaBackend(), size, 12, np.float32).param)
 
 
 # ---- wrong input --------------------------------------------------------------------------------------

@@ -256,15 +256,16 @@ def test_lines(verbose: int, epochs: int, lines: int, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo terminals")
-def test_a_bar_on_a_terminal() -> None:
-    script = """
+@pytest.mark.parametrize(("epochs", "callbacks"), [(2, "[Slow()]"), (3000, "[]")], ids=["long", "at once"])
+def test_a_bar_on_a_terminal(epochs: int, callbacks: str) -> None:
+    script = f"""
         import numpy as np, nnfast as nf, time
         class Slow(nf.Callback):
             def on_step_end(self, step, logs):
                 time.sleep(0.05)
         X, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
-        nf.Sequential([nf.Dense(2)]).fit(X, y, loss="cross_entropy", epochs=2, batch_size=4, device="numpy",
-                                         callbacks=[Slow()])
+        nf.Sequential([nf.Dense(2)]).fit(X, y, loss="cross_entropy", epochs={epochs}, batch_size=4, device="numpy",
+                                         callbacks={callbacks})
     """
     main, terminal = os.openpty()
     found = os.pathsep.join(filter(None, sys.path))
@@ -283,7 +284,7 @@ def test_a_bar_on_a_terminal() -> None:
         os.close(main)
     assert process.wait(timeout=60) == 0
     text = shown.decode()
-    for part in ("epoch 1/2", "epoch 2/2", "loss", "samples/s", "━"):
+    for part in (f"1/{epochs}", f"epoch {epochs}/{epochs}", "loss", "samples/s", "━"):
         assert part in text
     assert text.count("samples/s") > 4, "the bar moves"
 

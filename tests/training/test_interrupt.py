@@ -13,6 +13,7 @@ import pytest
 
 import nnfast as nf
 from nnfast.backends.base import Backend
+from nnfast.training.engine import Engine
 
 from .helpers import assert_same, fit, network, problem
 
@@ -105,6 +106,44 @@ def test_from_outside_while_nobody_watches_steps(backend: Backend) -> None:
     assert len(history.epochs) < 400
     assert model.training_state.step > 0
     assert np.isfinite(model.predict(X)).all()
+
+
+def test_between_epochs_that_run_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Engine.run_epochs
+
+    def pressed(self: Engine, rows: int, epochs: int) -> None:
+        run(self, rows, epochs)
+        if epochs == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    model, twin = network(), network()
+    with monkeypatch.context() as patch:
+        patch.setattr("nnfast.training.run.next_chunk", lambda chunk, seconds: 3 * chunk)
+        patch.setattr(Engine, "run_epochs", pressed)
+        with pytest.warns(RuntimeWarning, match="interrupted after epoch 13"):
+            history = fit(model, *problem(), epochs=100, device=backend)
+    assert history.epochs == list(range(1, 14))
+    assert history.stopped == "interrupted after epoch 13"
+    fit(twin, *problem(), epochs=13, device=backend)
+    assert_same(model, twin)
+
+
+def test_short_epochs_from_outside(backend: Backend) -> None:
+    """Training that would take minutes ends soon after Ctrl-C."""
+    X, y = problem()
+    model = network()
+    fit(model, X, y, batch_size=64, device=backend)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.warns(RuntimeWarning, match="interrupted"):
+            history = fit(model, X, y, batch_size=64, epochs=10**9, device=backend)
+    finally:
+        timer.cancel()
+        timer.join()
+    assert 0 < len(history.epochs) < 10**8
+    assert history.stopped == f"interrupted after epoch {history.epochs[-1]}"
+    assert model.training_state.step == model.training_state.epoch == history.epochs[-1]
 
 
 def test_a_handler_of_the_users_own_is_left_alone() -> None:

@@ -1,0 +1,71 @@
+"""Where the arrays of a plan lie that depend on the batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from .arena import Arena, Slot
+from .parameters import Built
+
+__all__ = ["PlanLayout"]
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerSlots:
+    """Places of one layer's output and of what it declared."""
+
+    output: Slot | None  # None: a view of the input
+    declared: tuple[tuple[str, Slot | None, bool], ...]  # name, place (None: not kept), per row
+
+
+class PlanLayout:
+    """Where everything that depends on the batch size will be; nothing is allocated yet.
+
+    Attributes
+    ----------
+    nbytes : int
+        Size of the one allocation.
+    """
+
+    def __init__(
+        self,
+        built: list[Built],
+        batch: int,
+        dtype: Any,
+        *,
+        training: bool,
+        target: tuple[tuple[int, ...], Any] | None = None,
+        weighted: bool = False,
+    ) -> None:
+        arena = Arena()
+        self.x = arena.reserve((batch, *built[0].in_shape), dtype)
+        self.target = None if target is None else arena.reserve((batch, *target[0]), target[1])
+        self.weight = arena.reserve((batch,), dtype) if weighted else None
+        widest = max(prod(layer.out_shape) for layer in built)
+        # Without a backward pass an output is dead once the next layer has read it: two buffers do
+        turns = [] if training else [arena.reserve((batch, widest), dtype) for _ in range(2)]
+        self.layers: list[_LayerSlots] = []
+        for layer in built:
+            output = None
+            if not layer.layer.is_view(training):
+                shape = (batch, *layer.out_shape)
+                if training:
+                    output = arena.reserve(shape, dtype)
+                else:
+                    output = Slot(turns[0].offset, shape, turns[0].dtype)
+                    turns.reverse()
+            declared = []
+            for spec in layer.specs:
+                if spec.kind in ("saved", "scratch"):
+                    shape = (batch, *spec.shape) if spec.per_row else spec.shape
+                    kept = training or spec.kind == "scratch"
+                    declared.append((spec.name, arena.reserve(shape, dtype) if kept else None, spec.per_row))
+            self.layers.append(_LayerSlots(output, tuple(declared)))
+        self.gradients: list[Slot] = []
+        if training:
+            # dy of a layer is dead once its dx is written: two buffers take turns
+            widest_dx = max(prod(layer.in_shape) for layer in built)
+            self.gradients = [arena.reserve((batch, max(widest, widest_dx)), dtype) for _ in range(2)]
+        self.nbytes = arena.nbytes

@@ -1,0 +1,206 @@
+"""The epochs of one fit: one by one, or many at once where nothing has to happen in between."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..kernels import step_state as S
+from ..network import Network
+from . import data
+from .callbacks import Callback, FitInfo, StopOnNonFinite, acts_between_epochs, watches_steps
+from .engine import Engine
+from .history import History
+from .progress import ProgressBar
+from .sources import Source, next_chunk
+from .validation import Validation, compute_metrics
+
+__all__ = ["Run"]
+
+
+class _Interrupt:
+    """Whether Ctrl-C was pressed; the second press is an ordinary KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
+@contextmanager
+def _catch_interrupt() -> Iterator[_Interrupt]:
+    """Turn the first Ctrl-C into a flag that is looked at between steps."""
+    interrupt = _Interrupt()
+    # Only the main thread may set handlers, and another program's own handler is left alone
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Run:
+    """One call of fit."""
+
+    def __init__(
+        self,
+        model: Network,
+        engine: Engine,
+        source: Source,
+        validation: Validation | None,
+        metrics: list[Any],
+        callbacks: Sequence[Callback],
+        epochs: int,
+        verbose: int,
+    ) -> None:
+        self.model, self.engine, self.source, self.validation = model, engine, source, validation
+        # The bar comes last: its line of an epoch shows what the other callbacks added
+        bar = [ProgressBar(lines=verbose > 1)] if verbose else []
+        self.metrics, self.callbacks = metrics, [*callbacks, *bar]
+        self.first = engine.progress.epoch + 1
+        self.last = engine.progress.epoch + epochs
+        self.history = History()
+        info = FitInfo(self.first, self.last, source.rows, model.parameters.count, engine.backend.device, self.history)
+        for callback in self.callbacks:
+            callback.model, callback.info = model, info
+        self.each_step = any(watches_steps(callback) for callback in self.callbacks)
+        self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
+        alone = validation is not None or self.each_step or any(map(acts_between_epochs, self.callbacks))
+        self.most_at_once = 1 if alone else source.at_once
+        steps = source.steps
+        engine.bind(steps, None if steps is None else engine.step + epochs * steps)
+
+    def run(self) -> History:
+        model = self.model
+        model.stop_training = False
+        for callback in self.callbacks:
+            callback.on_train_begin(model)
+        try:
+            with _catch_interrupt() as self.interrupt:
+                self._epochs()
+        finally:
+            self.engine.finish()
+            for callback in self.callbacks:
+                callback.on_train_end(model)
+        if self.interrupt.pressed:
+            stopped = self.history.stopped or "interrupted after its last epoch"
+            warnings.warn(f"training was {stopped}", RuntimeWarning, stacklevel=4)
+        return self.history
+
+    def _epochs(self) -> None:
+        epoch, at_once = self.first, 1
+        while epoch <= self.last:
+            count = min(at_once, self.last - epoch + 1)
+            if count > 1:
+                assert self.source.steps is not None
+                count = max(1, min(count, self.engine.epochs_ready(self.source.steps)))
+            began = time.perf_counter()
+            if not (self._several(epoch, count) if count > 1 else self._epoch(epoch)):
+                return
+            epoch += count
+            if count == at_once:  # as many as were wanted: the time tells
+                at_once = min(self.most_at_once, next_chunk(count, time.perf_counter() - began))
+
+    def _several(self, first: int, count: int) -> bool:
+        """Run `count` epochs at once; whether another one may follow."""
+        engine = self.engine
+        began = time.perf_counter()
+        engine.begin_epochs()
+        self.source.run_epochs(engine, first - 1, count)
+        state = engine.read()
+        seconds = (time.perf_counter() - began) / count
+        done = int(state[S.EPOCH_INDEX])  # those before a bad step
+        if done:
+            sums, weights, rates = engine.plan.read_results(done).T
+            losses = np.divide(sums, weights, out=np.full(done, np.nan), where=weights != 0)
+            curves = {"loss": losses.tolist(), "lr": rates.tolist()}
+            engine.progress.epoch = first + done - 1
+            engine.note(state)
+            for callback in self.callbacks:
+                callback.on_epochs(first, curves, seconds * done)
+            self.history.extend(range(first, first + done), curves)
+        if state[S.BAD_STEP]:
+            return self._bad_step(state)
+        return self._goes_on(first + count - 1)
+
+    def _epoch(self, epoch: int) -> bool:
+        """Run an epoch; whether another one may follow."""
+        engine, model = self.engine, self.model
+        for callback in self.callbacks:
+            callback.on_epoch_begin(epoch)
+        engine.begin_epochs()
+        self.shown = 0
+        rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step)
+        state = engine.read()
+        if state[S.BAD_STEP]:
+            return self._bad_step(state)
+        if rows == 0:
+            raise data.EmptyDataError(f"epoch {epoch} brought no batches; an iterator can be gone through only once")
+        if self.interrupt.pressed:
+            self.history.stopped = f"interrupted in epoch {epoch}, after step {engine.step}"
+            return False
+        logs = {"loss": float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]) if state[S.WEIGHT_SUM] else float("nan")}
+        if self.metrics:
+            target, outputs = self.source.kept(rows)
+            logs |= compute_metrics(self.metrics, engine.loss, target, outputs)
+        if self.validation is not None:
+            logs |= {f"val_{name}": value for name, value in self.validation.evaluate(model).items()}
+        logs["lr"] = float(state[S.LR])
+        engine.progress.epoch = epoch
+        if engine.schedule.adaptive:
+            engine.schedule.update(logs.get("val_loss", logs["loss"]))
+            engine.forget_rates()
+        engine.note(state)  # a callback may save the model
+        if self.shown != rows:
+            self._show(rows, logs["loss"])
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
+        self.history.append(epoch, logs)
+        return self._goes_on(epoch)
+
+    def _goes_on(self, epoch: int) -> bool:
+        """Whether there may be another epoch after `epoch`."""
+        if self.interrupt.pressed:
+            self.history.stopped = f"interrupted after epoch {epoch}"
+        elif self.model.stop_training and epoch < self.last:
+            self.history.stopped = f"stopped by a callback after epoch {epoch}"
+        return not (self.model.stop_training or self.interrupt.pressed)
+
+    def _bad_step(self, state: np.ndarray) -> bool:
+        if not self.quiet:
+            self.engine.check(state)
+        step = int(state[S.BAD_STEP])
+        for callback in self.quiet:
+            callback.step = step
+        self.history.stopped = f"stopped: not finite at step {step}"
+        return False
+
+    def _show(self, rows: int, loss: float) -> None:
+        self.shown = rows
+        for callback in self.callbacks:
+            callback.on_progress(rows, {"loss": loss})
+
+    def _pause(self, rows: int) -> bool:
+        """Between steps: show progress, call callbacks; whether to stop here."""
+        state = self.engine.read()
+        if state[S.WEIGHT_SUM]:
+            self._show(rows, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]))
+        if self.each_step:
+            logs = {"loss": float(state[S.LOSS]), "lr": float(state[S.LR])}
+            for callback in self.callbacks:
+                callback.on_step_end(self.engine.step, logs)
+        return bool(self.interrupt.pressed or state[S.BAD_STEP] or (self.each_step and self.model.stop_training))

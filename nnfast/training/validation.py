@@ -1,0 +1,60 @@
+"""Losses and metrics of a data set that is not trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..losses import Hinge, Loss
+from ..network import Network
+from . import data
+from .inference import forward
+from .predictions import through_link
+
+__all__ = ["Validation", "compute_metrics"]
+
+
+class Validation:
+    """A checked validation set, evaluated after each epoch."""
+
+    def __init__(self, model: Network, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any) -> None:
+        x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
+        data.check_inputs(x, model.in_shape, "validation X")
+        if len(x) != len(y):
+            raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
+        if len(x) == 0:
+            raise data.EmptyDataError("the validation data have no rows")
+        data.check_finite(x, "validation X", dtype)
+        self.x, self.loss, self.metrics = x, loss, metrics
+        self.target = loss.targets(y, model.out_shape, dtype)
+        self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
+
+    def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
+        """Loss and metrics, by name."""
+        outputs, loss = forward(
+            model,
+            self.x,
+            loss=self.loss,
+            target=self.target,
+            weight=self.weight,
+            batch_size=batch_size,
+            outputs=bool(self.metrics),
+        )
+        logs = {"loss": loss}
+        if outputs is not None:
+            logs |= compute_metrics(self.metrics, self.loss, self.target, outputs, self.weight)
+        return logs
+
+
+def compute_metrics(
+    metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float]:
+    """Each metric of predictions made from what the loss starts from."""
+    outputs = outputs.reshape(len(outputs), -1)
+    if isinstance(loss, Hinge):
+        # Metrics know classes 0 and 1 and a threshold of 0.5; the sigmoid puts the margin's 0 there
+        predicted, target = through_link("sigmoid", outputs), (target > 0).astype(np.int64)
+    else:
+        predicted = through_link(loss.link, outputs)
+    return {metric.name: float(metric(target, predicted, sample_weight=weight)) for metric in metrics}
