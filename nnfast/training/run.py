@@ -79,7 +79,8 @@ class Run:
             callback.model, callback.info = model, info
         self.each_step = any(watches_steps(callback) for callback in self.callbacks)
         self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
-        alone = validation is not None or self.each_step or any(map(acts_between_epochs, self.callbacks))
+        waits = validation is not None or engine.schedule.adaptive or self.each_step
+        alone = waits or any(map(acts_between_epochs, self.callbacks))
         self.most_at_once = 1 if alone else source.at_once
         steps = source.steps
         engine.bind(steps, None if steps is None else engine.step + epochs * steps)
