@@ -105,8 +105,7 @@ class ResidentSource(ArraySource):
             arrays.append(bk.asarray(self.weight, dtype))
         assert self.rows is not None
         assert self.steps is not None
-        # The outputs of one epoch are kept, and an adaptive schedule waits for an epoch's end
-        if not (keep_outputs or engine.schedule.adaptive):
+        if not keep_outputs:  # there is room for those of one epoch
             self.at_once = max(1, min(engine.lr_steps // self.steps, _MOST_ORDERED // self.rows))
         self._order = bk.asarray(np.tile(np.arange(self.rows, dtype=np.int64), self.at_once))
         results = bk.empty((self.at_once, 3), np.float64)
