@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -99,13 +98,12 @@ class _Program:
         assert plan.optimizer is not None
         bk.begin_step(plan.state, plan.lr_table)
         self._forward(bk)
-        dy, spare = (plan.view(slot, self.rows) for slot in plan.layout.gradients)
-
-        def prefix(buffer: Array, shape: tuple[int, ...]) -> Array:
-            return buffer.reshape(-1)[: self.rows * prod(shape)].reshape(self.rows, *shape)
-
         built = plan.built
-        self._loss(bk, self._matrix(prefix(dy, built[-1].out_shape)))
+        gradients = [
+            plan.view(slot, self.rows).reshape(self.rows, *layer.out_shape)
+            for slot, layer in zip(plan.layout.gradients, built, strict=True)
+        ]
+        self._loss(bk, self._matrix(gradients[-1]))
         self._keep_output(bk)
         # Layers before the first one with parameters need no gradient
         first = next((i for i, b in enumerate(built) if any(s.kind == "param" for s in b.specs)), len(built))
@@ -113,9 +111,7 @@ class _Program:
             layer = self.layers[i]
             if layer.is_view(True):
                 continue  # the same memory under another shape
-            dx = prefix(spare, built[i].in_shape) if i > first else None
-            layer.record(bk, layer.backward, prefix(dy, built[i].out_shape), dx)
-            dy, spare = spare, dy
+            layer.record(bk, layer.backward, gradients[i], gradients[i - 1] if i > first else None)
         plan.optimizer.record(bk, plan.params.flat, plan.grad, plan.params.slots, plan.params.average, plan.state)
         bk.end_step(plan.state, self.rows)
 

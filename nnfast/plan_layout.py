@@ -63,9 +63,24 @@ class PlanLayout:
                     kept = training or spec.kind == "scratch"
                     declared.append((spec.name, arena.reserve(shape, dtype) if kept else None, spec.per_row))
             self.layers.append(_LayerSlots(output, tuple(declared)))
-        self.gradients: list[Slot] = []
-        if training:
-            # dy of a layer is dead once its dx is written: two buffers take turns
-            widest_dx = max(prod(layer.in_shape) for layer in built)
-            self.gradients = [arena.reserve((batch, max(widest, widest_dx)), dtype) for _ in range(2)]
+        self.gradients = self._reserve_gradients(arena, built, batch, dtype) if training else []
         self.nbytes = arena.nbytes
+
+    @staticmethod
+    def _reserve_gradients(arena: Arena, built: list[Built], batch: int, dtype: Any) -> list[Slot]:
+        """Places of the gradients with respect to each layer's output.
+
+        A gradient is dead once that of the layer below is written, so two of one width can take turns. Widths do not
+        share memory: a backend may run a part of the batch through several layers before the next part.
+        """
+        reserved: dict[tuple[int, int], Slot] = {}
+        slots: list[Slot] = []
+        turn = 0
+        for above, layer in zip([None, *built[:0:-1]], built[::-1], strict=True):
+            width = prod(layer.out_shape)
+            if above is not None and not above.layer.is_view(True) and width == prod(above.out_shape):
+                turn = 1 - turn
+            if (width, turn) not in reserved:
+                reserved[width, turn] = arena.reserve((batch, width), dtype)
+            slots.append(reserved[width, turn])
+        return slots[::-1]

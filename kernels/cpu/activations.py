@@ -169,6 +169,60 @@ def _tile_kernel(template: Any, name: str, dtype: Any, side: int) -> int:
     return _addresses[key]
 
 
+def forward_call(
+    name: str,
+    alpha: float,
+    z: np.ndarray,
+    b: np.ndarray | None,
+    saved: np.ndarray | None,
+    tiles: tuning.Tiles,
+    out: np.ndarray | None = None,
+) -> Call:
+    """``out = f(z + b)`` on tiles of rows, ``z`` by default; ``saved = z + b`` where it is given."""
+    out = z if out is None else out
+    rows, columns = out.shape
+    addresses = [0 if x is None else x.ctypes.data for x in (b, saved)]
+    ints = np.array([out.ctypes.data, rows, columns, tiles.tile, z.ctypes.data, *addresses])
+    return Call(
+        forward_kernel(name, out.dtype),
+        ints,
+        np.array([alpha]),
+        tiles.number,
+        keep=(z, b, saved, out),
+        tiles=tiles,
+        reads=(z,),
+        writes=(out, saved),
+        nanoseconds=out.size / 2,
+    )
+
+
+def backward_call(
+    name: str,
+    alpha: float,
+    dy: np.ndarray,
+    saved: np.ndarray,
+    db_parts: np.ndarray | None,
+    tiles: tuning.Tiles,
+    out: np.ndarray | None = None,
+) -> Call:
+    """``out = dy * f'`` on tiles of rows, ``dy`` by default; tile t's column sums of that go to ``db_parts[t]``."""
+    out = dy if out is None else out
+    rows, columns = dy.shape
+    to = 0 if db_parts is None else db_parts.ctypes.data
+    ints = np.array([out.ctypes.data, rows, columns, tiles.tile, dy.ctypes.data, saved.ctypes.data, to])
+    return Call(
+        backward_kernel(name, dy.dtype),
+        ints,
+        np.array([alpha]),
+        tiles.number,
+        keep=(dy, saved, db_parts, out),
+        tiles=tiles,
+        reads=(dy, saved),
+        writes=(out,),
+        nanoseconds=dy.size / 2,
+    )
+
+
 def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
     """Rows, columns, rows per task and tasks for an activation on its own; only softmax sees rows."""
     columns = x.shape[-1] if name == "softmax" else 1
@@ -179,6 +233,8 @@ def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
 
 def act_call(name: str, alpha: float, z: np.ndarray, out: np.ndarray) -> Call:
     """``out = f(z)``; `out` may be `z`."""
+    if z.ndim == 2:
+        return forward_call(name, alpha, z, None, None, tuning.row_tiles(len(z), threads.count()), out)
     rows, columns, tile, tasks = _tiles(z, name)
     ints = np.array([out.ctypes.data, rows, columns, tile, z.ctypes.data, 0, 0], np.int64)
     return Call(forward_kernel(name, z.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(z, out))
@@ -186,6 +242,8 @@ def act_call(name: str, alpha: float, z: np.ndarray, out: np.ndarray) -> Call:
 
 def act_grad_call(name: str, alpha: float, dy: np.ndarray, saved: np.ndarray, out: np.ndarray) -> Call:
     """``out = dy * f'``; `out` may be `dy`."""
+    if dy.ndim == 2:
+        return backward_call(name, alpha, dy, saved, None, tuning.row_tiles(len(dy), threads.count()), out)
     rows, columns, tile, tasks = _tiles(dy, name)
     ints = np.array([out.ctypes.data, rows, columns, tile, dy.ctypes.data, saved.ctypes.data, 0], np.int64)
     return Call(backward_kernel(name, dy.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(dy, saved, out))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, types
 
-from . import team, threads
+from . import team, threads, tuning
 from .atomics import fetch_add, store_release
 from .cache import compiled
 from .intrinsics import call_kernel, pointer_i64
@@ -24,7 +24,32 @@ SEGMENT_BYTES = 8 * 3
 
 @dataclass(slots=True)
 class Call:
-    """One kernel call: its records, and whatever must stay alive for their addresses to stay valid."""
+    """One kernel call: its records, and whatever must stay alive for their addresses to stay valid.
+
+    Attributes
+    ----------
+    function : int
+        Address of the kernel.
+    ints, floats : ndarray
+        The records.
+    tasks : int
+        Numbers that it is called with; where there are `tiles`, those of the tiles.
+    parallel : bool
+        Whether threads share the tasks.
+    blas : bool
+        Whether it calls BLAS.
+    keep : tuple
+        Owners of memory.
+    tiles : Tiles or None
+        Set where task t does nothing but tile t of the rows of a batch; such calls can run tile by tile (fusion.py).
+    reads, writes : tuple of ndarray
+        The arrays that have the batch's rows: those of a call with tiles, and those that a late one reads.
+    when : {"", "early", "late"}
+        "early": depends on no array of the batch's rows. "late": nothing but late calls, and calls without tiles,
+        depends on it. So it may be done before, or after, calls with tiles.
+    nanoseconds : float
+        About what it takes on one thread.
+    """
 
     function: int
     ints: np.ndarray
@@ -33,38 +58,16 @@ class Call:
     parallel: bool = False
     blas: bool = False
     keep: tuple[Any, ...] = field(default=(), repr=False)
+    tiles: tuning.Tiles | None = None
+    reads: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
+    writes: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
+    when: str = ""
+    nanoseconds: float = 0.0
 
     def __post_init__(self) -> None:
         # The kernel reads the bits: an integer among the parameters must not make the record one of integers
         self.ints = np.ascontiguousarray(self.ints, np.int64)
         self.floats = np.ascontiguousarray(self.floats, np.float64)
-
-
-def fused(I, F, task):  # noqa: E741 - the kernels' own names
-    """Run several kernels on the same task, one after the other; I: their number, then three columns each."""
-    for c in range(I[0]):
-        call_kernel(I[1 + 3 * c], I[2 + 3 * c], I[3 + 3 * c], task)
-
-
-def sequence(calls: Sequence[Call]) -> Call:
-    """One call that does, for each task, that task of all `calls`, so that they meet the data in the cache."""
-    from .specialise import kernel
-
-    if len(calls) == 1:
-        return calls[0]
-    tasks = {call.tasks for call in calls}
-    if len(tasks) > 1:
-        raise ValueError(f"calls that run as one need the same number of tasks, they have {sorted(tasks)}")
-    columns = [v for call in calls for v in (call.function, call.ints.ctypes.data, call.floats.ctypes.data)]
-    return Call(
-        kernel(fused),
-        np.array([len(calls), *columns]),
-        np.zeros(1),
-        tasks.pop(),
-        any(call.parallel for call in calls),
-        any(call.blas for call in calls),
-        tuple(calls),
-    )
 
 
 def _serial(calls, segments, number, times):

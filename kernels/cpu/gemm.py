@@ -54,27 +54,28 @@ def block_function(dtype: np.dtype[Any]) -> Any:
 
 
 # ---- plain loops and BLAS ----------------------------------------------------------------------------
-# Record of both kernels below: C, its rows and columns, the tile (rows of C in the first kernel, steps of k in the
-# second), A, B, k, trans_a, trans_b, lda, ldb, BLAS.
+# Record of all products: C, its rows and columns, the tile (rows of C, or steps of k where the depth is split), A, B,
+# k, trans_a, trans_b, lda, ldb, tiles of a task; these two go on with BLAS's address.
 
 
 def gemm_rows(I, F, task):
-    """A task does a range of rows of C."""
+    """A tile is a range of rows of C."""
     first = task * I[3]
     rows = min(I[3], I[1] - first)
     a = I[4] + first * T_SIZE * (1 if I[7] else I[9])
     c = I[0] + first * I[2] * T_SIZE
-    BLOCK(I[11], I[7], I[8], rows, I[2], I[6], a, I[9], I[5], I[10], T(F[0]), c, I[2])
+    BLOCK(I[12], I[7], I[8], rows, I[2], I[6], a, I[9], I[5], I[10], T(F[0]), c, I[2])
 
 
 def gemm_depth(I, F, task):
-    """A task does a range of the summed dimension, into its own copy of C."""
+    """A tile is a range of the summed dimension; each task has its own copy of C."""
     first = task * I[3]
     depth = min(I[3], I[6] - first)
     a = I[4] + first * T_SIZE * (I[9] if I[7] else 1)
     b = I[5] + first * T_SIZE * (1 if I[8] else I[10])
-    c = I[0] + task * I[1] * I[2] * T_SIZE
-    BLOCK(I[11], I[7], I[8], I[1], I[2], depth, a, I[9], b, I[10], T(0.0), c, I[2])
+    c = I[0] + task // I[11] * I[1] * I[2] * T_SIZE
+    beta = T(0.0) if task % I[11] == 0 else T(1.0)
+    BLOCK(I[12], I[7], I[8], I[1], I[2], depth, a, I[9], b, I[10], beta, c, I[2])
 
 
 def add_parts(I, F, task):
@@ -92,22 +93,24 @@ def add_parts(I, F, task):
 
 
 def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
-    """``out = beta * out + parts.sum(axis=0)``, always in the same order."""
-    chunk = tuning.CHUNK_ELEMENTS
+    """``out = beta * out + parts.sum(axis=0)``, always in the same order; `out` is a result of the step, read late."""
+    chunk = min(tuning.CHUNK_ELEMENTS, max(-(-out.size // (16 * threads.count())) * 16, 256))
     tasks = -(-out.size // chunk)
     ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk], np.int64)
     parallel = tasks > 1 and parts.size >= tuning.PARALLEL_ELEMENTS and threads.count() > 1
-    return Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out))
+    return Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
 
 
 # ---- generated ---------------------------------------------------------------------------------------
-# Record: the first eleven slots of the kernels above, then the mode (0 rows, 1 depth), where A is packed to (0: read
-# where it is) and bytes from task to task, state of B, where it is packed to and bytes from task to task, bias or 0,
-# and whether the result goes through ReLU.
+# The record goes on with the mode (0 rows, 1 depth), where A is packed to (0: read where it is) and bytes from task to
+# task, state of B, where it is packed to and bytes from task to task, bias or 0, and whether the result goes
+# through ReLU.
 def generated_product(I, F, task):
     m, n, k, a, b, c = I[1], I[2], I[6], I[4], I[5], I[0]
     first = task * I[3]
-    if I[11] == 0:
+    room = task // I[11]
+    beta = T(F[0])
+    if I[12] == 0:
         m = min(I[3], m - first)
         a += first * T_SIZE * (1 if I[7] else I[9])
         c += first * n * T_SIZE
@@ -115,15 +118,15 @@ def generated_product(I, F, task):
         k = min(I[3], k - first)
         a += first * T_SIZE * (I[9] if I[7] else 1)
         b += first * T_SIZE * (1 if I[8] else I[10])
-        c += task * m * n * T_SIZE
-    beta = T(F[0])
+        c += room * m * n * T_SIZE
+        beta = T(0.0) if task % I[11] == 0 else T(1.0)
     if beta != T(0.0) and beta != T(1.0):
         out = ptr(c)
         for i in range(m * n):
             out[i] *= beta
-    a_to = I[12] + task * I[13] if I[12] != 0 else 0
-    how = (0 if beta == T(0.0) else ADD) | (RELU if I[18] != 0 else 0)
-    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[14], I[15] + task * I[16], c, n, how, I[17])
+    a_to = I[13] + room * I[14] if I[13] != 0 else 0
+    how = (0 if beta == T(0.0) else ADD) | (RELU if I[19] != 0 else 0)
+    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[15], I[16] + room * I[17], c, n, how, I[18])
 
 
 def pack_task(I, F, task):
@@ -147,6 +150,16 @@ def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b:
     return Call(address, ints, np.zeros(1), tasks, tasks > 1, keep=(b, to)), to
 
 
+def _generated(m: int, n: int, k: int, dtype: Any) -> product.Blocking | None:
+    """The functions of the generated product, where it is the one to use."""
+    return product.blocking(dtype) if m * n * k > tuning.TINY_PRODUCT else None
+
+
+def starts_from_bias(m: int, n: int, k: int, dtype: Any) -> bool:
+    """Whether :func:`rows_product` can add a bias, and apply ReLU, in registers."""
+    return _generated(m, n, k, dtype) is not None
+
+
 def _product(
     a: np.ndarray,
     b: np.ndarray,
@@ -154,32 +167,37 @@ def _product(
     trans_a: bool,
     trans_b: bool,
     beta: float,
-    tile: int,
-    tasks: int,
+    tiles: tuning.Tiles,
     depth: bool,
+    bias: np.ndarray | None = None,
+    relu: bool = False,
 ) -> list[Call]:
-    """The call of a product in `tasks` tasks of `tile` rows or, with `depth`, steps; perhaps one to be made before."""
+    """The call of a product on tiles of the rows of C or, with `depth`, steps of the sum, after what packs B."""
     m, n = out.shape[-2:]
     k = a.shape[0] if trans_a else a.shape[1]
     dtype = out.dtype
     ints = [
-        out.ctypes.data, m, n, tile, a.ctypes.data, b.ctypes.data, k, trans_a, trans_b, a.shape[1], b.shape[1],
+        out.ctypes.data, m, n, tiles.tile, a.ctypes.data, b.ctypes.data, k, trans_a, trans_b, a.shape[1], b.shape[1],
+        tiles.per_task,
     ]  # fmt: skip
-    blocks = product.blocking(dtype)
-    if blocks is None or m * n * k <= tuning.TINY_PRODUCT:
+    time = tuning.product_ns(m, n, k)
+    parallel = tiles.tasks > 1
+    blocks = _generated(m, n, k, dtype)
+    if blocks is None:
         template = gemm_depth if depth else gemm_rows
         address = kernel(template, dtype, BLOCK=block_function(dtype))
-        uses_blas = blocks is None
+        uses_blas = m * n * k > tuning.TINY_PRODUCT
         ints.append(blas_address(dtype) if uses_blas else 0)
-        return [Call(address, np.array(ints), np.array([beta]), tasks, tasks > 1, uses_blas, (a, b, out))]
-    part_m, part_k = (m, tile) if depth else (tile, k)
-    keep: list[Any] = [a, b, out]
+        floats = np.array([beta])
+        return [Call(address, np.array(ints), floats, tiles.number, parallel, uses_blas, (a, b, out), nanoseconds=time)]
+    part_m, part_k = (m, tiles.tile) if depth else (tiles.tile, k)
+    keep: list[Any] = [a, b, out, bias]
     before: list[Call] = []
 
     def room(size: int) -> tuple[int, int]:
         """Address and bytes per task of new room for `size` elements in each task, on lines of its own."""
         size = -(-size // 16) * 16
-        array = np.empty(size * tasks + 16, dtype)
+        array = np.empty(size * tiles.tasks + 16, dtype)
         keep.append(array)
         return array.ctypes.data + -array.ctypes.data % 64, size * dtype.itemsize
 
@@ -187,35 +205,40 @@ def _product(
     a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
     b_to, state = (0, 0), READ
     if not blocks.reads_columns(part_m, n, trans_a, trans_b):
-        if depth or tasks == 1:
+        if depth:
             b_to, state = room(blocks.columns_size(part_k, n)), PACK
         else:
             call, packed = _pack_call(blocks, b, k, n, trans_b)
             before.append(call)
             b_to, state = (packed.ctypes.data, 0), PACKED
-    ints += [depth, *a_to, state, *b_to, 0, 0]
+    ints += [depth, *a_to, state, *b_to, 0 if bias is None else bias.ctypes.data, relu]
     address = kernel(generated_product, dtype, blocks.variant, PRODUCT=blocks.product)
-    return [*before, Call(address, np.array(ints), np.array([beta]), tasks, tasks > 1, keep=tuple(keep))]
+    call = Call(address, np.array(ints), np.array([beta]), tiles.number, parallel, keep=tuple(keep), nanoseconds=time)
+    return [*before, call]
 
 
 def rows_product(
     a: np.ndarray,
     b: np.ndarray,
     out: np.ndarray,
-    tile: int,
-    trans_a: bool = False,
+    tiles: tuning.Tiles,
     trans_b: bool = False,
-    beta: float = 0.0,
+    bias: np.ndarray | None = None,
+    relu: bool = False,
 ) -> list[Call]:
-    """Calls of a product; task t of the last one does rows ``tile * t`` onward of `out`."""
-    return _product(a, b, out, trans_a, trans_b, beta, tile, -(-out.shape[0] // tile), depth=False)
+    """Calls of ``out = a op(b) + bias`` on tiles of the rows of a batch; `b` is not one of its arrays."""
+    *before, call = _product(a, b, out, False, trans_b, 0.0, tiles, False, bias, relu)
+    for early in before:
+        early.when = "early"
+    call.tiles, call.reads, call.writes = tiles, (a,), (out,)
+    return [*before, call]
 
 
-def depth_product(
-    a: np.ndarray, b: np.ndarray, parts: np.ndarray, tile: int, trans_a: bool = False, trans_b: bool = False
-) -> list[Call]:
-    """The call of a product whose task t sums over steps ``tile * t`` onward, into ``parts[t]``."""
-    return _product(a, b, parts, trans_a, trans_b, 0.0, tile, len(parts), depth=True)
+def depth_product(a: np.ndarray, b: np.ndarray, parts: np.ndarray, tiles: tuning.Tiles) -> list[Call]:
+    """Calls of ``a.T b`` of two arrays with the rows of a batch; task t sums over its tiles, in ``parts[t]``."""
+    calls = _product(a, b, parts, True, False, 0.0, tiles, depth=True)
+    calls[-1].tiles, calls[-1].reads = tiles, (a, b)
+    return calls
 
 
 def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float) -> list[Call]:
@@ -224,7 +247,9 @@ def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, tra
     k = a.shape[0] if trans_a else a.shape[1]
     number = threads.count() if 2 * m * n * k >= tuning.PARALLEL_FLOPS else 1
     if number > 1 and m * n <= tuning.SPLIT_BATCH_ELEMENTS and k > 4 * max(m, n):
-        tile = -(-k // number)
-        parts = np.empty((-(-k // tile), m, n), out.dtype)
-        return [*depth_product(a, b, parts, tile, trans_a, trans_b), reduce_call(parts, out, beta)]
-    return rows_product(a, b, out, tuning.product_rows(m, number), trans_a, trans_b, beta)
+        tiles = tuning.Tiles(k, -(-k // number))
+        parts = np.empty((tiles.tasks, m, n), out.dtype)
+        reduce = reduce_call(parts, out, beta)
+        reduce.when = ""
+        return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, depth=True), reduce]
+    return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), depth=False)

@@ -128,7 +128,8 @@ def elementwise(I, F, task):
 
 
 def softmax_cross_entropy(I, F, task):
-    """I: logits, labels, soft flag, weight or 0, dlogits or 0, rows, columns, tile, parts, state, scratch.
+    """I: logits, labels, soft flag, weight or 0, dlogits or 0, rows, columns, tile, parts, state, scratch,
+    tiles of a task.
 
     F: smoothing. With targets t of sum s, the loss of a row is ``s log(sum e**(z - top)) - t . (z - top)``
     and its gradient ``s softmax(z) - t``. exp runs over a block of rows at once, as a row may be shorter
@@ -143,9 +144,10 @@ def softmax_cross_entropy(I, F, task):
     total_weight = 1.0 if total_weight == 0.0 else total_weight
     step = max(1, BLOCK // c)
     # Scratch of a task: the block's exponentials, then dot and mass of its rows
-    e = ptr(I[10] + task * (step * c + 2 * step) * T_SIZE)
-    dot = ptr(I[10] + (task * (step * c + 2 * step) + step * c) * T_SIZE)
-    mass = ptr(I[10] + (task * (step * c + 2 * step) + step * c + step) * T_SIZE)
+    room = I[10] + task // I[11] * (step * c + 2 * step) * T_SIZE
+    e = ptr(room)
+    dot = ptr(room + step * c * T_SIZE)
+    mass = ptr(room + (step * c + step) * T_SIZE)
     labels = pointer_i64(I[1])
     loss = 0.0
     for block in range(0, rows, step):
@@ -153,7 +155,7 @@ def softmax_cross_entropy(I, F, task):
         for i in range(n):
             row = first + block + i
             z = ptr(I[0] + row * c * T_SIZE)
-            shifted = ptr(I[10] + (task * (step * c + 2 * step) + i * c) * T_SIZE)
+            shifted = ptr(room + i * c * T_SIZE)
             top = z[0]
             for j in range(c):
                 top = z[j] if z[j] > top else top
@@ -183,7 +185,7 @@ def softmax_cross_entropy(I, F, task):
             e[j] = EXP(e[j])
         for i in range(n):
             row = first + block + i
-            p = ptr(I[10] + (task * (step * c + 2 * step) + i * c) * T_SIZE)
+            p = ptr(room + i * c * T_SIZE)
             total = T(0.0)
             for j in range(c):
                 total += p[j]
@@ -235,9 +237,9 @@ def elementwise_calls(
     """BATCH_WEIGHT, LOSS and `dpred` of one elementwise loss."""
     dtype = pred.dtype
     n, m = pred.shape
-    rows, columns = (n * m, 1) if weight is None else (n, m)
-    tile, tasks = tuning.row_chunks(rows, columns, threads.count())
-    parts, after = _loss_parts(state, tasks)
+    tiles = tuning.row_tiles(n, threads.count())
+    rows, columns, tile = (n * m, 1, tiles.tile * m) if weight is None else (n, m, tiles.tile)
+    parts, after = _loss_parts(state, tiles.number)
     names = scalar.names(dtype)
     value, slope = (function(f, dtype, exact=True, **names) for f in LOSSES[name])
     ints = np.array(
@@ -250,7 +252,9 @@ def elementwise_calls(
     # count in the kernel is (columns of the loss) * (sum of weights)
     floats = np.array([param, m], np.float64)
     address = kernel(elementwise, dtype, name, VALUE=value, SLOPE=slope)
-    call = Call(address, ints, floats, tasks, tasks > 1, keep=(pred, target, weight, state, dpred, parts))
+    call = Call(address, ints, floats, tiles.number, tiles.number > 1, keep=(pred, target, weight, state, dpred, parts))
+    call.tiles, call.nanoseconds = tiles, 2.0 * pred.size
+    call.reads, call.writes = (pred, target, weight), (dpred,)
     return [batch_weight_call(state, weight, n, dtype), call, *after]
 
 
@@ -265,18 +269,20 @@ def softmax_xent_calls(
     """BATCH_WEIGHT, LOSS and `dlogits` of softmax + cross-entropy."""
     dtype = logits.dtype
     n, c = logits.shape
-    tile, tasks = tuning.row_chunks(n, 4 * c, threads.count())  # exp counts about as four plain elements
-    parts, after = _loss_parts(state, tasks)
+    tiles = tuning.row_tiles(n, threads.count())
+    parts, after = _loss_parts(state, tiles.number)
     step = max(1, BLOCK // c)
-    scratch = np.empty((tasks, step * c + 2 * step), dtype)
+    scratch = np.empty((tiles.tasks, step * c + 2 * step), dtype)
     ints = np.array(
         [
             logits.ctypes.data, labels.ctypes.data, labels.ndim == 2, _address(weight), _address(dlogits),
-            n, c, tile, parts.ctypes.data, state.ctypes.data, scratch.ctypes.data,
+            n, c, tiles.tile, parts.ctypes.data, state.ctypes.data, scratch.ctypes.data, tiles.per_task,
         ],
         np.int64,
     )  # fmt: skip
     address = kernel(softmax_cross_entropy, dtype, EXP=scalar.names(dtype)["EXP"])
     keep: tuple[Any, ...] = (logits, labels, weight, state, dlogits, scratch, parts)
-    call = Call(address, ints, np.array([smoothing]), tasks, tasks > 1, keep=keep)
+    call = Call(address, ints, np.array([smoothing]), tiles.number, tiles.number > 1, keep=keep)
+    call.tiles, call.nanoseconds = tiles, 2.0 * logits.size
+    call.reads, call.writes = (logits, labels, weight), (dlogits,)
     return [batch_weight_call(state, weight, n, dtype), call, *after]

@@ -153,7 +153,16 @@ def copy_call(x: np.ndarray, out: np.ndarray) -> Call:
 def dropout_call(x: np.ndarray, state: np.ndarray, rate: float, threshold: int, stream: int, out: np.ndarray) -> Call:
     """Dropout; which elements stay is the same for every number of threads."""
     head, tail = (x.ctypes.data, out.ctypes.data), (state.ctypes.data, stream, threshold)
-    return _call(dropout, x.dtype, x.size, head, tail, [1.0 / (1.0 - rate)], (x, state, out))
+    scale = np.array([1.0 / (1.0 - rate)])
+    if x.ndim < 2:
+        return _call(dropout, x.dtype, x.size, head, tail, scale, (x, state, out))
+    # Tiles have a multiple of 4 rows, or there is one, so that blocks of 4 random words stay whole
+    tiles = tuning.row_tiles(len(x), threads.count())
+    ints = np.array([*head, x.size, tiles.tile * (x.size // max(len(x), 1)), *tail])
+    return Call(
+        kernel(dropout, x.dtype), ints, scale, tiles.number, keep=(x, state, out),
+        tiles=tiles, reads=(x,), writes=(out,), nanoseconds=3.0 * x.size,
+    )  # fmt: skip
 
 
 def sq_norm_calls(x: np.ndarray, out: np.ndarray) -> list[Call]:

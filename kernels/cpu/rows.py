@@ -33,11 +33,12 @@ def gather(I, F, task):
 
 
 def store(I, F, task):
-    """``out[ROW + i] = x[i]``; I: x, rows, state, out, len(out), bytes."""
-    start = int(pointer_f64(I[2])[S.ROW])
-    rows = min(I[1], I[4] - start)
+    """``out[ROW + i] = x[i]``; I: x, rows, state, out, len(out), bytes, tile."""
+    first = task * I[6]
+    start = int(pointer_f64(I[2])[S.ROW]) + first
+    rows = min(I[6], I[1] - first, I[4] - start)
     if start >= 0:
-        x, out = pointer_u8(I[0]), pointer_u8(I[3] + start * I[5])
+        x, out = pointer_u8(I[0] + first * I[5]), pointer_u8(I[3] + start * I[5])
         for i in range(rows * I[5]):
             out[i] = x[i]
 
@@ -59,22 +60,29 @@ def scatter_add(I, F, task):
 def gather_call(x: np.ndarray, index: np.ndarray, state: np.ndarray | None, out: np.ndarray) -> Call:
     """``out[i] = x[index[i]]``, or of the current batch where `state` is given."""
     rows, nbytes = len(out), out.nbytes // max(len(out), 1)
-    tile, tasks = tuning.row_chunks(rows, nbytes // 4, threads.count())
+    tiles = tuning.row_tiles(rows, threads.count())
     ints = np.array(
         [
             x.ctypes.data, len(x), index.ctypes.data, index.size,
-            0 if state is None else state.ctypes.data, out.ctypes.data, rows, nbytes, tile,
+            0 if state is None else state.ctypes.data, out.ctypes.data, rows, nbytes, tiles.tile,
         ],
         np.int64,
     )  # fmt: skip
-    return Call(kernel(gather), ints, np.zeros(1), tasks, tasks > 1, keep=(x, index, state, out))
+    return Call(
+        kernel(gather), ints, np.zeros(1), tiles.number, keep=(x, index, state, out),
+        tiles=tiles, writes=(out,), nanoseconds=out.nbytes / tuning.COPY_BYTES,
+    )  # fmt: skip
 
 
 def store_call(x: np.ndarray, state: np.ndarray, out: np.ndarray) -> Call:
     """``out[ROW + i] = x[i]``."""
     nbytes = x.nbytes // max(len(x), 1)
-    ints = np.array([x.ctypes.data, len(x), state.ctypes.data, out.ctypes.data, len(out), nbytes], np.int64)
-    return Call(kernel(store), ints, np.zeros(1), keep=(x, state, out))
+    tiles = tuning.row_tiles(len(x), threads.count())
+    ints = np.array([x.ctypes.data, len(x), state.ctypes.data, out.ctypes.data, len(out), nbytes, tiles.tile])
+    return Call(
+        kernel(store), ints, np.zeros(1), tiles.number, keep=(x, state, out),
+        tiles=tiles, reads=(x,), nanoseconds=x.nbytes / tuning.COPY_BYTES,
+    )  # fmt: skip
 
 
 def scatter_add_call(x: np.ndarray, index: np.ndarray, out: np.ndarray) -> Call:

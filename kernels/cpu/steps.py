@@ -75,15 +75,22 @@ def batch_weight(I, F, task):
 
 
 def state_call(
-    template: Any, state: np.ndarray, *more: int, value: float = 0.0, keep: Any = (), dtype: Any = None
+    template: Any,
+    state: np.ndarray,
+    *more: int,
+    value: float = 0.0,
+    keep: Any = (),
+    dtype: Any = None,
+    when: str = "",
 ) -> Call:
     """A call of one of the kernels above."""
     ints = np.array([state.ctypes.data, *more], np.int64)
-    return Call(kernel(template, dtype), ints, np.array([value]), keep=(state, keep))
+    return Call(kernel(template, dtype), ints, np.array([value]), keep=(state, keep), when=when)
 
 
 def batch_weight_call(state: np.ndarray, weight: np.ndarray | None, rows: int, dtype: Any) -> Call:
     """Write BATCH_WEIGHT."""
     address = 0 if weight is None else weight.ctypes.data
     dtype = dtype if weight is None else weight.dtype
-    return state_call(batch_weight, state, address, rows, value=float(rows), keep=weight, dtype=dtype)
+    when = "early" if weight is None else ""
+    return state_call(batch_weight, state, address, rows, value=float(rows), keep=weight, dtype=dtype, when=when)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 _CACHE_FILE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
 
@@ -42,36 +43,69 @@ CLASHING_STRIDE = 4096
 
 # An element-wise task is large enough to forget its start, small enough to balance
 CHUNK_ELEMENTS = 16_384
-
-# The rows of a linear tile: the tile of the result stays in the second-level cache while the bias and the
-# activation run over it. Tiles are tall and as few as the threads allow, since each goes through all of W (and BLAS
-# packs it anew): on 784 x 256 with BLAS, 50 rows cost 20 % more per row than 200 rows, 100 rows 7 %.
-TILE_BYTES = L2
-TILE_ROWS_MIN = 256
-# Fewer rows than this for each thread are not worth a thread
-THREAD_ROWS_MIN = 32
-# Tasks per thread of the other kernels: evens out a thread that the system interrupts
+# Tasks per thread of those kernels: evens out a thread that the system interrupts
 TASKS_PER_THREAD = 1
 
-# dW: below this many elements each task sums over its own rows of the batch into its own copy of dW, and
-# the copies are added; above, each task does its own rows of W.
+# Rows that go through a whole chain of row-wise kernels before the next ones do (fusion.py): their activations stay
+# in the second-level cache, and there are enough of them that a product's start does not count
+TILE_ROWS = 256
+# Fewer rows than this for each thread are not worth a thread
+THREAD_ROWS_MIN = 32
+# What a chain must take, in ns by the rates above, to be worth sharing: about ten times the cost of that
+PARALLEL_NS = 2_000
+
+# dW: up to this many elements each task may sum over its own rows of the batch, into its own copy of dW, while the rows
+# are in its cache; above, or where the batch fits in the cache anyway, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 32_768
+SPLIT_BATCH_BYTES = L2 // 2
 
 
-def row_tile(rows: int, row_bytes: int, threads: int) -> int:
-    """Rows per task of a row-tiled kernel: equal tiles, a multiple of 4 rows, fitting `TILE_BYTES`."""
-    fits = max(TILE_ROWS_MIN, TILE_BYTES // max(row_bytes, 1))
-    tasks = max(-(-rows // fits), min(threads, -(-rows // THREAD_ROWS_MIN)))
-    if threads > 1:
-        tasks = -(-tasks // threads) * threads
-    tile = -(-rows // max(tasks, 1))
-    return max(1, min(rows, -(-tile // 4) * 4))
+@dataclass(frozen=True)
+class Tiles:
+    """How the rows of a batch are cut, the same way for all kernels that work row by row.
+
+    Attributes
+    ----------
+    rows : int
+        All rows.
+    tile : int
+        Rows of a tile; the last one may be shorter.
+    per_task : int
+        Tiles of a task, which does them one after the other.
+    """
+
+    rows: int
+    tile: int
+    per_task: int = 1
+
+    @property
+    def number(self) -> int:
+        """Tiles."""
+        return -(-self.rows // self.tile)
+
+    @property
+    def tasks(self) -> int:
+        """Tasks."""
+        return -(-self.number // self.per_task)
 
 
-def product_rows(rows: int, threads: int) -> int:
-    """Rows per task of a product on its own: one task a thread, a multiple of 4 rows."""
+def row_tiles(rows: int, threads: int) -> Tiles:
+    """Equal tiles of up to `TILE_ROWS` rows, a multiple of 4; one task for each thread that has enough rows."""
+    tasks = max(1, min(threads, rows // THREAD_ROWS_MIN))
+    each = -(-rows // (tasks * 4)) * 4
+    per_task = -(-each // TILE_ROWS)
+    return Tiles(rows, max(1, min(rows, -(-each // (per_task * 4)) * 4)), per_task)
+
+
+def product_rows(rows: int, threads: int) -> Tiles:
+    """One tile a thread, for a product on its own."""
     tile = -(-rows // threads)
-    return max(1, min(rows, -(-tile // 4) * 4))
+    return Tiles(rows, max(1, min(rows, -(-tile // 4) * 4)))
+
+
+def product_ns(m: int, n: int, k: int) -> float:
+    """About what a product takes on one thread."""
+    return 2 * m * n * k / 80
 
 
 def chunks(size: int, threads: int) -> tuple[int, int]:

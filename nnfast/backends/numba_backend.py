@@ -19,6 +19,7 @@ from ..kernels import step_state as S
 from ..kernels.cpu import activations as tiles
 from ..kernels.cpu import gemm, linear, losses, pointwise, rows
 from ..kernels.cpu.driver import Call, Program
+from ..kernels.cpu.fusion import fused
 from ..random import keep_threshold
 from .base import Array, Backend, Replay
 from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
@@ -43,7 +44,7 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
     # ---- running and recording --------------------------------------------------------------------
     def _emit(self, *calls: Call) -> None:
         if self._record is None:
-            Program(calls).run()
+            Program(fused(calls)).run()
         else:
             self._record.extend(calls)
 

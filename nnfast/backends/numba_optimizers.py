@@ -32,7 +32,7 @@ class NumbaOptimizers:
         if not is_state(state):
             self._numpy("record_loss", state)
             return
-        self._emit(steps.state_call(steps.record_loss, state))
+        self._emit(steps.state_call(steps.record_loss, state, when="late"))
 
     def end_step(self, state: Array, rows: int) -> None:
         if not is_state(state):

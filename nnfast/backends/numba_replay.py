@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..kernels.cpu.driver import Call, Program
+from ..kernels.cpu.fusion import fused
 from .base import Backend, Replay
 
 Callback = Callable[[Any], None]
@@ -31,11 +32,11 @@ class NumbaReplay(Replay):
                 calls.append(item)
                 continue
             if calls:
-                self._parts.append(Program(calls))
+                self._parts.append(Program(fused(calls)))
                 calls = []
             self._parts.append(item)
         if calls:
-            self._parts.append(Program(calls))
+            self._parts.append(Program(fused(calls)))
 
     @classmethod
     def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:

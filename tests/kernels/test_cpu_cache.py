@@ -23,7 +23,7 @@ from nnfast.kernels.cpu import driver, specialise
 
 x, out = np.ones((600, 64), np.float32), np.zeros((600, 64), np.float32)
 W = np.full((64, 64), 0.5, np.float32)
-for act in ("relu", "sigmoid"):
+for act in ("relu", "tanh", "sigmoid"):
     NumbaBackend().linear_act(x, W, None, act, out=out)
 assert np.allclose(out, 1), out
 hits = [kernel._cache_hits for kernel in specialise._kernels.values()]

@@ -12,6 +12,7 @@ pytest.importorskip("numba")
 
 from nnfast.kernels.cpu import gemm, micro, product, threads, tuning
 from nnfast.kernels.cpu.driver import Call, Program
+from nnfast.kernels.cpu.fusion import fused
 
 WIDTHS = (16, 32, 64)
 # Around the tiles' 4, 8, 12 rows and 4 to 32 columns, and around the depth of a block
@@ -63,19 +64,53 @@ def test_beta(width: int, beta: float) -> None:
         assert (np.abs(out - (expected + beta * start)) <= bound + 1e-6).all()
 
 
-@pytest.mark.parametrize(("trans_a", "trans_b"), list(combinations((False, True), repeat=2)))
-def test_tasks_of_rows_and_of_depth(width: int, trans_a: bool, trans_b: bool) -> None:
-    m, n, k = 30, 48, 130
-    a, b, expected, bound = _operands(m, n, k, trans_a, trans_b, "float32")
-    out = np.empty((m, n), np.float32)
-    for tile in (1, 4, 7, 12, 29, 30):
-        out.fill(np.nan)
-        _run(gemm.rows_product(a, b, out, tile, trans_a, trans_b))
-        assert (np.abs(out - expected) <= bound).all(), tile
-    for tile in (13, 50, 130):
-        parts = np.full((-(-k // tile), m, n), np.nan, np.float32)
-        _run(gemm.depth_product(a, b, parts, tile, trans_a, trans_b))
-        assert (np.abs(parts.sum(axis=0) - expected) <= 2 * bound).all(), tile
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize("per_task", [1, 2, 100])
+def test_tiles_of_rows(width: int, trans_b: bool, per_task: int) -> None:
+    for m, n, k in ((30, 48, 130), (30, 1, 130), (9, 17, 500)):
+        a, b, expected, bound = _operands(m, n, k, False, trans_b, "float32")
+        for tile in (1, 4, 7, 12, m - 1, m):
+            out = np.full((m, n), np.nan, np.float32)
+            _run(fused(gemm.rows_product(a, b, out, tuning.Tiles(m, tile, per_task), trans_b)))
+            assert (np.abs(out - expected) <= bound).all(), (m, n, k, tile)
+
+
+@pytest.mark.parametrize("per_task", [1, 2, 100])
+def test_tiles_of_depth(width: int, per_task: int) -> None:
+    for m, n, k in ((30, 48, 130), (30, 1, 130), (1, 40, 130), (2, 3, 130)):
+        a, b, expected, bound = _operands(m, n, k, True, False, "float32")
+        for tile in (4, 13, 50, 130):
+            tiles = tuning.Tiles(k, tile, per_task)
+            parts = np.full((tiles.tasks, m, n), np.nan, np.float32)
+            _run(fused(gemm.depth_product(a, b, parts, tiles)))
+            assert (np.abs(parts.sum(axis=0) - expected) <= 2 * bound).all(), (m, n, k, tile)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bias_and_relu(width: int, relu: bool, dtype: str) -> None:
+    for m, n, k in combinations((1, 5, 30), (1, 9, 70, 300), (40, tuning.PRODUCT_DEPTH + 5)):
+        if not gemm.starts_from_bias(m, n, k, np.dtype(dtype)):
+            assert m * n * k <= tuning.TINY_PRODUCT
+            continue
+        a, b, expected, bound = _operands(m, n, k, False, False, dtype)
+        bias = np.random.default_rng(1).standard_normal(n).astype(dtype)
+        expected = expected + bias
+        if relu:
+            expected = np.maximum(expected, 0)
+        out = np.full((m, n), np.nan, dtype)
+        _run(fused(gemm.rows_product(a, b, out, tuning.Tiles(m, 4), bias=bias, relu=relu)))
+        assert (np.abs(out - expected) <= bound + 8 * np.finfo(dtype).eps * np.abs(bias)).all(), (m, n, k)
+
+
+def test_relu_keeps_nan(width: int) -> None:
+    a, b = np.ones((5, 64), np.float32), np.ones((64, 20), np.float32)
+    a[2], b[:, 7] = np.nan, -1.0
+    out = np.empty((5, 20), np.float32)
+    _run(fused(gemm.rows_product(a, b, out, tuning.Tiles(5, 5), relu=True)))
+    expected = np.full((5, 20), 64.0)
+    expected[:, 7], expected[2] = 0.0, np.nan
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_rows_that_clash_in_the_cache_are_packed(width: int) -> None:

@@ -141,10 +141,13 @@ def test_blas_runs_on_one_thread_and_is_restored():
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 200, 5000, 100_003])
 @pytest.mark.parametrize("number", [1, 2, 7])
-@pytest.mark.parametrize("row_bytes", [4, 4096, 10**7])
-def test_tiles_cover_the_rows(rows, number, row_bytes):
-    tile = tuning.row_tile(rows, row_bytes, number)
-    assert 1 <= tile <= rows
+def test_tiles_cover_the_rows(rows, number):
+    tiles = tuning.row_tiles(rows, number)
+    assert (tiles.number - 1) * tiles.tile < rows <= tiles.number * tiles.tile
+    assert (tiles.tasks - 1) * tiles.per_task < tiles.number <= tiles.tasks * tiles.per_task
+    assert tiles.tasks <= number
+    assert tiles.tile <= max(tuning.TILE_ROWS, 4)
+    assert tiles.number == 1 or tiles.tile % 4 == 0  # dropout's random words come in fours
     for columns in (1, 500):
         tile, tasks = tuning.row_chunks(rows, columns, number)
         assert (tasks - 1) * tile < rows <= tasks * tile

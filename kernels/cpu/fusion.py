@@ -1,0 +1,114 @@
+"""Calls that work row by row, run tile by tile: a tile of the batch goes through all of them while it is in the cache.
+
+The forward pass, the loss and the backward pass of a network of dense layers are such calls from end to end, but for
+the gradients of large weights, which sum over the rows. What must be done before (packing of weights) or can be done
+after (adding up partial sums) is moved out of the way.
+"""
+
+# ruff: noqa: E741 - the kernels' own names
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import tuning
+from .driver import Call
+from .intrinsics import call_kernel
+from .specialise import kernel
+
+
+def chain_tiles(I, F, task):
+    """I: tiles, tiles of a task, number of kernels, then function and records of each; all do the same tiles."""
+    for tile in range(task * I[1], min((task + 1) * I[1], I[0])):
+        for c in range(I[2]):
+            call_kernel(I[3 + 3 * c], I[4 + 3 * c], I[5 + 3 * c], tile)
+
+
+class _Chain:
+    """Calls on the same tiles that nothing has to come between."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._rows: list[tuple[int, int, int, bool]] = []  # address, bytes of a row, end, whether it is written
+
+    def takes(self, call: Call) -> bool:
+        """Whether `call` may run tile by tile with those that are here.
+
+        It may not where two arrays with rows of other lengths, or other starts, share memory: a tile of one would
+        be several tiles of the other.
+        """
+        if self.calls and call.tiles != self.calls[0].tiles:
+            return False
+        for address, size, end, written in self._operands(call):
+            for other, other_size, other_end, other_written in self._rows:
+                overlap = address < other_end and other < end
+                if overlap and (written or other_written) and (address, size) != (other, other_size):
+                    return False
+        return True
+
+    @staticmethod
+    def _operands(call: Call) -> list[tuple[int, int, int, bool]]:
+        found = []
+        for arrays, written in ((call.reads, False), (call.writes, True)):
+            for x in arrays:
+                if x is not None:
+                    found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
+        return found
+
+    def add(self, call: Call) -> None:
+        self.calls.append(call)
+        self._rows += self._operands(call)
+
+    def call(self) -> Call:
+        """All of it as one call."""
+        tiles = self.calls[0].tiles
+        assert tiles is not None
+        time = sum(call.nanoseconds for call in self.calls)
+        parallel = tiles.tasks > 1 and time >= tuning.PARALLEL_NS
+        blas = any(call.blas for call in self.calls)
+        if len(self.calls) == 1 and tiles.per_task == 1:
+            one = self.calls[0]
+            return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
+        columns = [v for call in self.calls for v in (call.function, call.ints.ctypes.data, call.floats.ctypes.data)]
+        ints = np.array([tiles.number, tiles.per_task, len(self.calls), *columns])
+        return Call(kernel(chain_tiles), ints, np.zeros(1), tiles.tasks, parallel, blas, tuple(self.calls))
+
+
+def fused(calls: Sequence[Call]) -> list[Call]:
+    """The same work, with runs of calls that have tiles as one call each."""
+    result: list[Call] = []
+    chain, late = _Chain(), list[Call]()
+
+    def overwrites(call: Call) -> bool:
+        """Whether `call` writes what a late one has yet to read."""
+        return any(
+            np.may_share_memory(written, read)
+            for written in call.writes
+            for other in late
+            for read in other.reads
+            if written is not None and read is not None
+        )
+
+    def flush() -> None:
+        nonlocal chain
+        if chain.calls:
+            result.append(chain.call())
+        result.extend(late)
+        chain = _Chain()
+        late.clear()
+
+    for call in calls:
+        if call.tiles is not None:
+            if not chain.takes(call) or overwrites(call):
+                flush()
+            chain.add(call)
+        elif call.when == "early":
+            result.append(call)
+        elif call.when == "late":
+            late.append(call)
+        else:
+            flush()
+            result.append(call)
+    flush()
+    return result
