@@ -96,7 +96,7 @@ def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, h
                         bj, sj = b + (j * k + p0 * width) * T_SIZE, width * T_SIZE
                     else:
                         bj, sj = b + (j + p0 * b_step) * T_SIZE, b_step * T_SIZE
-                    start = 0 if bias == 0 else bias + j * T_SIZE
+                    start = 0 if bias == 0 or here & ADD != 0 else bias + j * T_SIZE
                     cij = c + (i * ldc + j) * T_SIZE
                     TILE_PRODUCT(kc, ai, ri, si, bj, sj, cij, ldc * T_SIZE, here, start, rows, columns)
                 i += rows
