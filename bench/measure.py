@@ -174,10 +174,9 @@ def calibrate(run: Callable[[int], float], seconds: float) -> tuple[int, int]:
     """
     run(1)  # compiles, allocates
     count = 1
-    took = run(1)
-    while took < seconds / 4:
+    # The better of two runs: one that another program held up would end the search at too small a number
+    while (took := min(run(count), run(count))) < seconds / 4:
         count *= min(10, max(2, math.ceil(seconds / 2 / max(took, 1e-9))))
-        took = run(count)
     # Two epochs at least: where a single one is long, the smaller number is as large as that
     more = max(2, math.ceil(seconds * count / took))
     few = max(1, more // 8)
@@ -193,6 +192,7 @@ def slope(run: Callable[[int], float], counts: tuple[int, int]) -> float:
         If more epochs take less time, several times on end.
     """
     few, many = counts
+    run(few)  # wakes threads and fills caches after the others' turns
     for _ in range(_ATTEMPTS):
         short, long = run(few), run(many)
         if long > short:
