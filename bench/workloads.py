@@ -125,7 +125,8 @@ class Workload:
         """The workload in one line."""
         parts = [self.name, "-".join(map(str, self.sizes)), self.activation]
         if self.predict:
-            return ", ".join([*parts, f"predictions of {self.predict} row{'s'[: self.predict > 1]}", self.dtype])
+            rows = f"{self.predict} rows" if self.predict > 1 else "1 row"
+            return ", ".join([*parts, f"predictions of {rows}", self.dtype])
         optimizer = self.optimizer + (f" with momentum {self.momentum:g}" if self.optimizer == "sgd" else "")
         dropout = [f"dropout {self.dropout:g}"] if self.dropout else []
         batches = f"batches of {self.batch}" + (f" of {self.rows} rows" if self.rows % self.batch else "")

@@ -23,12 +23,17 @@ _ACTIVATIONS = {
 
 
 class JaxOptax(Contender):
-    """The data stay on the device; an epoch takes the order of its rows, which NumPy draws faster than XLA sorts."""
+    """The data stay on the device; an epoch takes the order of its rows, which NumPy draws faster than XLA sorts.
+
+    A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads.
+    """
 
     def build(self, weights: Weights, X: np.ndarray, y: np.ndarray) -> None:
         work = self.workload
         jax.config.update("jax_enable_x64", work.dtype == "float64")
-        self.optimizer = optax.adam(work.lr, eps=1e-8) if work.optimizer == "adam" else optax.sgd(work.lr, work.momentum)
+        self.optimizer = (
+            optax.adam(work.lr, eps=1e-8) if work.optimizer == "adam" else optax.sgd(work.lr, work.momentum)
+        )
         params = [(jnp.array(W), jnp.array(b)) for W, b in weights]
         self.X, self.y = jnp.array(X), jnp.array(y)
         self.state = (params, self.optimizer.init(params), jax.random.key(0))

@@ -86,7 +86,11 @@ class Eager(Contender):
 
 
 class Compiled(Eager):
-    """The forward pass with its loss in one ``torch.compile``, and the fused optimizer beside it."""
+    """The forward pass with its loss in one ``torch.compile``, and the fused optimizer beside it.
+
+    On the CPU this is the fastest of the usual ways: with the optimizer in the compiled function as well, a step
+    of `small` takes some 20 to 50 % longer, and one of `mnist` as long.
+    """
 
     def compile(self) -> None:
         model, loss = self.model, self.loss

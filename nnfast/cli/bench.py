@@ -64,7 +64,7 @@ def run(
 ) -> int:
     """Measure as the options say; returns the exit status."""
     from .. import machine
-    from ..bench import choice, header, measure, report
+    from ..bench import choice, header, measure, plots, report, sweep as sweeps
 
     cores = machine.usable_cores()
     if threads is not None and threads > cores:
@@ -73,6 +73,10 @@ def run(
     if sweep and not preset and not names:
         names = ("mnist",)
     work = choice.workloads(preset, names, dtype)
+    if sweep and plot_path and len(work) > 1:
+        raise ValueError("--sweep with --plot draws one network; name one workload")
+    if sweep:
+        work = [size for workload in work for size in sweeps.sweep_of(workload)]
     if json_path:
         check_writable(Path(json_path))
     if plot_path:
@@ -89,6 +93,10 @@ def run(
     if json_path:
         value = report.as_json(results, info, header.commit_info(), settings)
         _write(Path(json_path), value)
+    if plot_path:
+        draw = plots.throughput if sweep else plots.bars
+        draw(results, plot_path)
+        echo(f"wrote {plot_path}")
     return FAILED if any(result.errors for result in results) else 0
 
 
