@@ -4,152 +4,99 @@
 
 The same layers (784-256-128-10, ReLU), batch of 200 and Adam for all, float32. Each contender has a process of its own,
 so that thread pools do not mix, trains one epoch to warm up, and then takes turns with the others. The
-time of an epoch is the slope between fitting one epoch more and fitting three more, so that neither
-start-up nor the checks of the data count for anybody.
+time of an epoch is the slope between fitting one epoch and fitting three, so that neither start-up nor the
+checks of the data count for anybody.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import platform
-import resource
 import statistics
 import time
-import warnings
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-import nnfast
+from nnfast.bench.header import machine_info
+from nnfast.bench.measure import Settings, slope
+from nnfast.bench.process import ContenderError, Remote, peak_memory
 
 LAYERS = (256, 128)
 BATCH = 200
-EPOCHS = 2  # more than one
-# Threads of OpenBLAS and OpenMP go on spinning for some 0.1 s after their last work. Between turns they get
-# the time to fall asleep, or each contender would run beside the last one's.
-PAUSE = 0.5
+COUNTS = (1, 3)  # epochs
+CONTENDERS = {"numba": "nnfast-numba", "numpy": "nnfast-numpy", "scikit-learn": "scikit-learn"}
 
 
-def nnfast_fit(device: str, X: np.ndarray, y: np.ndarray) -> Callable[[int], float]:
-    """A function that trains for some epochs more and gives the last one's loss."""
-    import nnfast as nf
+class Session:
+    """One contender, in its own process: trains for some epochs more when it is asked to."""
 
-    model = nf.Sequential([*(nf.Dense(width, "relu") for width in LAYERS), nf.Dense(10)])
+    def __init__(self, name: str) -> None:
+        from nnfast import datasets
 
-    def fit(epochs: int) -> float:
-        history = model.fit(
-            X,
-            y,
-            loss="cross_entropy",
-            optimizer="adam",
-            epochs=epochs,
-            batch_size=BATCH,
-            device=device,
-            seed=0,
-            verbose=0,
-        )
-        return history["loss"][-1]
+        data = datasets.load("fashion-mnist")
+        self.X = data.X_train.reshape(len(data.X_train), -1).astype(np.float32) / 255
+        self.y = np.asarray(data.y_train)
+        self.name = name
+        if name == "scikit-learn":
+            from sklearn.neural_network import MLPClassifier
 
-    return fit
+            self.model = MLPClassifier(LAYERS, solver="adam", alpha=0.0, batch_size=BATCH, random_state=0)
+        else:
+            import nnfast as nf
 
+            self.model = nf.Sequential([*(nf.Dense(width, "relu") for width in LAYERS), nf.Dense(10)])
 
-def sklearn_fit(X: np.ndarray, y: np.ndarray) -> Callable[[int], float]:
-    """The same for scikit-learn; `partial_fit` does exactly one epoch and keeps the optimizer's state."""
-    from sklearn.neural_network import MLPClassifier
-
-    model = MLPClassifier(LAYERS, solver="adam", alpha=0.0, batch_size=BATCH, random_state=0)
-
-    def fit(epochs: int) -> float:
-        for _ in range(epochs):
-            model.partial_fit(X, y, classes=np.arange(10))
-        return float(model.loss_)
-
-    return fit
-
-
-def contender(name: str, pipe: Connection) -> None:
-    """Runs in a process of its own: answers each number of epochs with seconds, loss and peak memory."""
-    warnings.simplefilter("ignore")
-    from nnfast import datasets
-
-    data = datasets.load("fashion-mnist")
-    X = data.X_train.reshape(len(data.X_train), -1).astype(np.float32) / 255
-    y = np.asarray(data.y_train)
-    fit = sklearn_fit(X, y) if name == "scikit-learn" else nnfast_fit(name, X, y)
-    pipe.send("ready")
-    while (epochs := pipe.recv()) is not None:
+    def run(self, epochs: int) -> float:
+        """Seconds of so many epochs more."""
         began = time.perf_counter()
-        loss = fit(epochs)
-        seconds = time.perf_counter() - began
-        pipe.send((seconds, loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        if self.name == "scikit-learn":
+            for _ in range(epochs):
+                # exactly one epoch, which keeps the optimizer's state
+                self.model.partial_fit(self.X, self.y, classes=np.arange(10))
+            self.loss = float(self.model.loss_)
+        else:
+            history = self.model.fit(
+                self.X,
+                self.y,
+                loss="cross_entropy",
+                optimizer="adam",
+                epochs=epochs,
+                batch_size=BATCH,
+                device=self.name,
+                seed=0,
+                verbose=0,
+            )
+            self.loss = history["loss"][-1]
+        return time.perf_counter() - began
+
+    def state(self) -> tuple[float, float]:
+        """The last epoch's loss, and the peak memory in MB."""
+        return self.loss, peak_memory()
 
 
-def header() -> dict[str, Any]:
-    """What the figures depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {
-            "nnfast": nnfast.__version__,
-            **{name: installed(name) for name in ("numpy", "numba", "scipy", "scikit-learn")},
-        },
-        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
-    }
-
-
-def measure(names: list[str], rounds: int) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """Seconds per epoch of each contender, in turn."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=contender, args=(name, theirs), daemon=True)
-        process.start()
-        theirs.close()  # or a process that fails would leave us waiting
-        processes.append(process)
-        try:
-            pipes[name].recv()
-        except EOFError:
-            raise SystemExit(f"{name} could not be started; its own message stands above") from None
-
-    def ask(name: str, epochs: int) -> tuple[float, float, float]:
-        time.sleep(PAUSE)
-        pipes[name].send(epochs)
-        answer: tuple[float, float, float] = pipes[name].recv()
-        return answer
-
-    for name in names:
-        ask(name, 1)
-    results: dict[str, Any] = {name: {"seconds": []} for name in names}
-    for _ in range(rounds):
-        for name in names:
-            one, _, _ = ask(name, 1)
-            more, loss, memory = ask(name, 1 + EPOCHS)
-            results[name]["seconds"].append((more - one) / EPOCHS)
-            results[name] |= {"loss": loss, "peak_memory_mb": memory}
-    for name in names:
-        pipes[name].send(None)
-    for process in processes:
-        process.join()
+    results: dict[str, Any] = {name: {"seconds": []} for name in CONTENDERS}
+    remotes: dict[str, Remote] = {}
+    try:
+        for name in CONTENDERS:
+            remotes[name] = Remote(name, Session, name, threads=settings.threads)
+        for remote in remotes.values():
+            remote.receive()
+        for remote in remotes.values():
+            remote.call("run", 1)
+        for _ in range(settings.rounds):
+            for name, remote in remotes.items():
+                time.sleep(settings.pause)
+                results[name]["seconds"].append(slope(lambda epochs, r=remote: r.call("run", epochs), COUNTS))
+        for name, remote in remotes.items():
+            results[name]["loss"], results[name]["peak_memory_mb"] = remote.call("state")
+    except ContenderError as error:
+        raise SystemExit(str(error)) from None
+    finally:
+        for remote in remotes.values():
+            remote.kill()
     for result in results.values():
         result["median"] = statistics.median(result["seconds"])
         result["best"] = min(result["seconds"])
@@ -161,9 +108,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    names = ["numba", "numpy", "scikit-learn"]
-    results = measure(names, options.rounds)
-    machine = header()
+    settings = Settings(rounds=options.rounds)
+    info = machine_info(CONTENDERS.values(), settings.threads)
+    results = measure(settings)
+    machine = {
+        "cpu": info["cpu"]["brand_raw"],
+        "cores": info["cpu"]["count"],
+        "load": info["load_average"] and info["load_average"][0],
+        "python": info["python_version"],
+        "versions": info["versions"],
+        "openblas_coretype": info["environment"].get("OPENBLAS_CORETYPE"),
+    }
     print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f}, {machine['versions']}")
     base = results["scikit-learn"]
     for name, result in results.items():

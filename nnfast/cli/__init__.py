@@ -1,4 +1,4 @@
-"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``info``.
+"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``info``, ``bench``.
 
 A command is one file in this folder that defines ``command``, and its name in ``COMMANDS``. The files
 import what computes inside their functions, so that ``nnfast --help`` answers at once.
@@ -15,11 +15,11 @@ from typing import Any
 
 import click
 
-from .common import say_error, version
+from .common import say_error, say_warning, version
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-COMMANDS = ("train", "predict", "evaluate", "info")
+COMMANDS = ("train", "predict", "evaluate", "info", "bench")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -48,6 +48,7 @@ def cli(settings: dict[str, Any] | None, debug: bool) -> None:
     nnfast train fashion-mnist              train on real images
     nnfast train data.csv --target price    train on a table
     nnfast predict model.safetensors new.csv --out predictions.csv
+    nnfast bench --preset small             time it against other libraries
     """
     if debug and settings is not None:
         settings["debug"] = True
@@ -64,7 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 after an error that was told in one line, or 130 after Ctrl-C.
+        Exit status: 0, or 2 after an error that was told in one line, or 130 after Ctrl-C; ``bench`` gives 1
+        where a contender failed.
     """
     from ..errors import NNFastError
 
@@ -106,4 +108,4 @@ def _describe(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-    click.echo(f"nnfast: warning: {' '.join(str(message).split())}", err=True)
+    say_warning(str(message))

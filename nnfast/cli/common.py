@@ -20,6 +20,7 @@ __all__ = [
     "output_options",
     "print_table",
     "say_error",
+    "say_warning",
     "version",
 ]
 
@@ -66,6 +67,11 @@ def echo(text: str) -> None:
 def say_error(text: str) -> None:
     """An error as one line on stderr."""
     click.echo(f"nnfast: error: {' '.join(text.split())}", err=True)
+
+
+def say_warning(text: str) -> None:
+    """A warning as one line on stderr."""
+    click.echo(f"nnfast: warning: {' '.join(text.split())}", err=True)
 
 
 def finite(value: Any) -> Any:

@@ -27,6 +27,7 @@ def command(as_json: bool) -> None:
 
 def collect() -> dict[str, Any]:
     """The facts, as ``--json`` prints them."""
+    from .. import machine
     from ..devices import available_devices
 
     devices = available_devices()
@@ -42,12 +43,12 @@ def collect() -> dict[str, Any]:
         "devices": {name: _device(name, reason) for name, reason in devices.items()},
         "default_device": chosen,
         "default_device_error": why_not,
-        "packages": {name: _installed(name) for name in (*PACKAGES, *CUPY)},
-        "blas": _blas(),
+        "packages": {name: machine.installed(name) for name in (*PACKAGES, *CUPY)},
+        "blas": machine.blas(),
         "numba": _numba(),
-        "cpu": _cpu(),
+        "cpu": machine.cpu(),
         "folders": _folders(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if _matters(name)},
+        "environment": machine.settings(),
     }
 
 
@@ -65,44 +66,6 @@ def _resolve() -> str:
     from ..devices import resolve
 
     return resolve()
-
-
-def _matters(name: str) -> bool:
-    return name.startswith(("NNFAST_", "NUMBA_", "OPENBLAS_", "OMP_", "MKL_", "CUDA_VISIBLE", "CUPY_"))
-
-
-def _installed(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _blas() -> list[dict[str, Any]]:
-    """The libraries that are loaded; NumPy's and SciPy's wheels bring one each."""
-    import importlib.util
-
-    import numpy as np  # noqa: F401 - loads its BLAS
-    from threadpoolctl import threadpool_info
-
-    if importlib.util.find_spec("scipy") is not None:
-        import scipy.linalg  # noqa: F401 - loads its BLAS
-
-    return [
-        {
-            "library": found["internal_api"],
-            "version": found.get("version"),
-            "core": found.get("architecture"),
-            "threads": found["num_threads"],
-            "threading": found.get("threading_layer"),
-            "path": found["filepath"],
-        }
-        for found in threadpool_info()
-        if found["user_api"] == "blas"
-    ]
 
 
 def _numba() -> dict[str, Any] | None:
@@ -129,32 +92,6 @@ def _numba() -> dict[str, Any] | None:
     except Exception as error:  # no threading layer, no compiler: to be reported, not to fail on
         facts["error"] = f"{type(error).__name__}: {error}"
     return facts
-
-
-def _cpu() -> dict[str, Any]:
-    import numpy as np
-
-    config: Any = np.show_config(mode="dicts")
-    simd = config.get("SIMD Extensions", {}) if isinstance(config, dict) else {}
-    affinity = getattr(os, "sched_getaffinity", None)
-    facts: dict[str, Any] = {
-        "model": _cpu_model(),
-        "cores": os.cpu_count(),
-        "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "features": [*simd.get("baseline", []), *simd.get("found", [])],
-    }
-    return facts
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _folders() -> dict[str, str | None]:

@@ -1,0 +1,90 @@
+"""Who takes part: nnfast's backends and their peers, by name. A contender's module is imported in its own process."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..workloads import Workload
+    from .base import Contender
+
+__all__ = ["DEVICES", "ENTRIES", "PEERS", "Entry"]
+
+_ANY = ("relu", "tanh", "sigmoid", "silu", "gelu")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender, as far as can be said without importing its library.
+
+    Attributes
+    ----------
+    name : str
+        By which it is chosen and reported.
+    place : str
+        ``module:class`` in this package.
+    packages : tuple of str
+        Modules that must be importable.
+    distributions : tuple of str
+        Whose versions are reported, and what to install.
+    activations : tuple of str
+        That it has.
+    dropout, trains, predicts : bool
+        What it can do.
+    """
+
+    name: str
+    place: str
+    packages: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+    activations: tuple[str, ...] = _ANY
+    dropout: bool = True
+    trains: bool = True
+    predicts: bool = True
+
+    def missing(self) -> str | None:
+        """Why it cannot be used here, or ``None``."""
+        absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if not absent:
+            return None
+        return f"{', '.join(absent)} is not installed: pip install {' '.join(self.distributions)}"
+
+    def unable(self, workload: Workload) -> str | None:
+        """Why it cannot express a workload, or ``None``."""
+        if not (self.predicts if workload.predict else self.trains):
+            return f"{self.name} does not {'predict' if workload.predict else 'train'}"
+        if workload.activation not in self.activations:
+            return f"{self.name} has no {workload.activation}"
+        if workload.dropout and not self.dropout and not workload.predict:
+            return f"{self.name} has no dropout"
+        return None
+
+    def load(self) -> type[Contender]:
+        """Import its library and its class."""
+        module, _, name = self.place.partition(":")
+        found: type[Contender] = getattr(importlib.import_module(f".{module}", __name__), name)
+        return found
+
+
+DEVICES: dict[str, Entry] = {
+    device: Entry(f"nnfast-{device}", f"nnfast_devices:{device.capitalize()}Device", distributions=("nnfast",))
+    for device in ("numba", "numpy", "cuda")
+}
+PEERS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("numpy", "plain_numpy:PlainNumpy", distributions=("numpy",)),
+        Entry(
+            "scikit-learn", "scikit_learn:ScikitLearn", ("sklearn",), ("scikit-learn",),
+            activations=("relu", "tanh", "sigmoid"), dropout=False,
+        ),
+        Entry("torch", "pytorch:Eager", ("torch",), ("torch",)),
+        Entry("torch-compile", "pytorch:Compiled", ("torch",), ("torch",)),
+        Entry("jax", "jax_optax:JaxOptax", ("jax", "optax"), ("jax", "optax")),
+        Entry("onnxruntime", "onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx"), ("onnxruntime", "onnx"), trains=False),
+    )
+}  # fmt: skip
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (*DEVICES.values(), *PEERS.values())}

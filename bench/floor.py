@@ -1,0 +1,114 @@
+"""The floor under a step: its matrix products alone, by NumPy's BLAS with all threads, and that BLAS's peak."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .. import machine
+from .contenders.plain_numpy import PlainNumpy
+from .process import peak_memory
+from .workloads import Workload, initial_weights, make_data, prediction_rows
+
+__all__ = ["FloorSession", "flops", "products"]
+
+PEAK_SIZE = 2048  # of the square product that the peak is measured with
+PEAK_PRODUCTS = 3
+
+Product = tuple[int, int, int]
+
+
+def products(workload: Workload, rows: int) -> list[Product]:
+    """(m, k, n) of each product of a step on so many rows: forward, dW, and dx but for the first layer.
+
+    Where predictions are timed, those of the forward pass alone.
+    """
+    found = [(rows, inputs, outputs) for inputs, outputs in workload.layers]
+    if workload.predict:
+        return found
+    for layer, (inputs, outputs) in reversed(list(enumerate(workload.layers))):
+        found.append((inputs, rows, outputs))
+        if layer:
+            found.append((rows, outputs, inputs))
+    return found
+
+
+def steps_of(workload: Workload) -> list[int]:
+    """Rows of each step of an epoch, or of a prediction."""
+    if workload.predict:
+        return [workload.predict]
+    full, rest = divmod(workload.rows, workload.batch)
+    return [workload.batch] * full + [rest] * bool(rest)
+
+
+def flops(workload: Workload) -> float:
+    """Floating-point operations of a step's products, on average over an epoch."""
+    steps = steps_of(workload)
+    return sum(2 * m * k * n for rows in steps for m, k, n in products(workload, rows)) / len(steps)
+
+
+class FloorSession:
+    """The products of an epoch, and the reference for the other contenders' results, in a process of its own."""
+
+    def __init__(self, workload: Workload, threads: int) -> None:
+        self.at_start = peak_memory()
+        self.workload, self.threads = workload, threads
+
+    def reference(self, steps: int) -> np.ndarray:
+        """The plain NumPy network's predictions, or its losses in the first steps without dropout."""
+        work = self.workload
+        X, y = make_data(work)
+        network = PlainNumpy(work.without_chance(), initial_weights(work), X, y, self.threads)
+        if work.predict:
+            return network.predict(prediction_rows(work)).copy()
+        return np.array(network.losses(steps))
+
+    def prepare(self) -> None:
+        """Make the operands, laid out as training has them: x, W and dy each as they are, or transposed."""
+        rng = np.random.default_rng(0)
+        work = self.workload
+        largest = max(steps_of(work))
+        a = [rng.standard_normal((largest, width), np.float32).astype(work.dtype) for width in work.sizes]
+        d = [np.ones_like(array) for array in a]
+        W = [rng.standard_normal(shape, np.float32).astype(work.dtype) for shape in work.layers]
+        dW = [np.empty_like(array) for array in W]
+        self.calls = []
+        for n in steps_of(work):
+            layers = list(range(len(W)))
+            self.calls += [(a[i][:n], W[i], d[i + 1][:n]) for i in layers]
+            if work.predict:
+                continue
+            for i in reversed(layers):
+                self.calls.append((a[i][:n].T, d[i + 1][:n], dW[i]))
+                if i:
+                    self.calls.append((d[i + 1][:n], W[i].T, d[i][:n]))
+        side = rng.standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32).astype(work.dtype)
+        self.square = (side, side.T.copy(), np.empty_like(side))
+
+    def run(self, count: int) -> float:
+        """Seconds of the products of so many epochs, or predictions."""
+        began = time.perf_counter()
+        for _ in range(count):
+            for x, w, out in self.calls:
+                np.matmul(x, w, out=out)
+        return time.perf_counter() - began
+
+    def peak(self) -> float:
+        """Operations a second of a large square product: the best of a few, one after the other."""
+        x, w, out = self.square
+        best = float("inf")
+        for _ in range(PEAK_PRODUCTS):
+            began = time.perf_counter()
+            np.matmul(x, w, out=out)
+            best = min(best, time.perf_counter() - began)
+        return 2 * PEAK_SIZE**3 / best
+
+    def memory(self) -> tuple[float, float]:
+        """As a contender's."""
+        peak = peak_memory()
+        return peak, peak - self.at_start
+
+    def blas(self) -> list[dict[str, object]]:
+        """The BLAS libraries as loaded, with their core type and threads."""
+        return machine.blas()

@@ -1,0 +1,78 @@
+"""What runs in a contender's process: the network to check, the network to time, the clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .contenders import ENTRIES
+from .process import peak_memory
+from .workloads import Workload, initial_weights, make_data, prediction_rows
+
+__all__ = ["Session"]
+
+# A learning rate at which hundreds of thousands of steps change little: a small network that has learned its
+# data by heart computes with denormal numbers, which is not what training is like
+TIMED_RATE = 1e-6
+
+
+class Session:
+    """One contender on one workload.
+
+    Parameters
+    ----------
+    name : str
+        The contender.
+    workload : Workload
+        What it is to do.
+    threads : int
+        How many to use.
+    """
+
+    def __init__(self, name: str, workload: Workload, threads: int) -> None:
+        self.at_start = peak_memory()
+        self.contender = ENTRIES[name].load()
+        if workload.predict:
+            workload = replace(workload, rows=workload.batch)  # nobody trains
+        self.workload, self.threads = workload, threads
+        self.weights = initial_weights(workload)
+        self.X, self.y = make_data(workload)
+
+    def _build(self, workload: Workload) -> Any:
+        return self.contender(workload, self.weights, self.X, self.y, self.threads)
+
+    def losses(self, steps: int) -> list[float]:
+        """Losses of the first steps with nothing left to chance: no shuffle, no dropout."""
+        return self._build(self.workload.without_chance()).losses(steps)  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Make the network that is timed."""
+        self.timed = self._build(replace(self.workload, lr=TIMED_RATE))
+        if self.workload.predict:
+            self.inputs = self.timed.inputs(prediction_rows(self.workload))
+
+    def predictions(self) -> tuple[str, np.ndarray]:
+        """What the outputs are, and the outputs."""
+        return self.contender.outputs, np.array(self.timed.predict(self.inputs))
+
+    def run(self, count: int) -> float:
+        """Seconds of so many epochs, or predictions."""
+        if self.workload.predict:
+            began = time.perf_counter()
+            for _ in range(count):
+                self.timed.predict(self.inputs)
+            return time.perf_counter() - began
+        began = time.perf_counter()
+        losses = self.timed.epochs(count)
+        seconds = time.perf_counter() - began
+        if len(losses) != count or not np.isfinite(losses).all():
+            raise ArithmeticError(f"{count} epochs gave the losses {losses[:3]} to {losses[-3:]}")
+        return seconds
+
+    def memory(self) -> tuple[float, float]:
+        """Peak memory of the process and what of it came after its start, in MB."""
+        peak = peak_memory()
+        return peak, peak - self.at_start

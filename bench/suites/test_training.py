@@ -1,0 +1,11 @@
+"""A training step of every workload, by every contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnfast.bench.workloads import Workload
+
+
+def test_step(record: Callable[[Workload, str], None], workload: Workload, contender: str) -> None:
+    record(workload, contender)

@@ -1,0 +1,224 @@
+"""What is timed: the workloads by name, the presets, and their data and initial weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+
+__all__ = ["PRESETS", "WORKLOADS", "Workload", "find", "initial_weights", "make_data", "prediction_rows", "rows_for"]
+
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "silu", "gelu")
+LOSSES = ("cross_entropy", "binary_cross_entropy", "mean_squared_error")
+OPTIMIZERS = ("adam", "sgd")
+DTYPES = ("float32", "float64")
+
+LARGE = 4096  # rows of a batch, from which on an epoch has few of them, so that the data stay small
+SEED = 20240229
+
+Weights = list[tuple[np.ndarray, np.ndarray]]
+
+
+def rows_for(batch: int) -> int:
+    """Rows of a data set of 16 batches, of 4 where they are large and of 2 where they are huge."""
+    return batch * (16 if batch < LARGE else 4 if batch <= 4 * LARGE else 2)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A multilayer perceptron and how it is trained, or asked for predictions.
+
+    Attributes
+    ----------
+    name : str
+        By which it is chosen and reported.
+    sizes : tuple of int
+        Inputs, hidden units of each layer, outputs.
+    batch : int
+        Rows of a step.
+    rows : int
+        Rows of the data set; where `batch` does not divide them, an epoch's last step is smaller.
+    activation : str
+        Of the hidden layers: relu, tanh, sigmoid, silu or gelu (the exact one). The last layer is linear.
+    loss : str
+        From logits: cross_entropy of integer labels, binary_cross_entropy of 0 and 1 (a single output), or
+        mean_squared_error.
+    optimizer : str
+        adam (betas 0.9 and 0.999, epsilon 1e-8) or sgd (`momentum`).
+    lr, momentum : float
+        Learning rate, and the momentum of sgd.
+    dropout : float
+        Rate after each hidden layer.
+    dtype : str
+        float32 or float64, of the data, the weights and the computation.
+    predict : int
+        0 times training; another number times predictions of so many rows.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    batch: int
+    rows: int
+    activation: str = "relu"
+    loss: str = "cross_entropy"
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    dropout: float = 0.0
+    dtype: str = "float32"
+    predict: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in self.sizes):
+            raise ValueError(f"workload {self.name!r}: sizes must be two or more positive numbers, got {self.sizes}")
+        for field, least in (("batch", 1), ("rows", 1), ("predict", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"workload {self.name!r}: {field} must be at least {least}, got {getattr(self, field)}"
+                )
+        for field, known in (
+            ("activation", ACTIVATIONS), ("loss", LOSSES), ("optimizer", OPTIMIZERS), ("dtype", DTYPES)
+        ):  # fmt: skip
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"workload {self.name!r}: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"workload {self.name!r}: dropout must be in [0, 1), got {self.dropout}")
+        if self.loss == "binary_cross_entropy" and self.sizes[-1] != 1:
+            raise ValueError(f"workload {self.name!r}: binary_cross_entropy needs a single output")
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each layer."""
+        return list(pairwise(self.sizes))
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.rows // self.batch)
+
+    @property
+    def rows_per_step(self) -> float:
+        """Rows of a step, on average; of a prediction, where these are timed."""
+        return self.predict or self.rows / self.steps
+
+    def with_batch(self, batch: int) -> Self:
+        """The same network with batches of another size, and a data set to go with them."""
+        return replace(self, batch=batch, rows=rows_for(batch))
+
+    def without_chance(self) -> Self:
+        """The same without dropout, so that every contender must come to the same losses."""
+        return replace(self, dropout=0.0)
+
+    def scaled(self, **changes: int) -> Self:
+        """A small version, for tests: no layer above 16 units, no batch above 32 rows."""
+        batch = min(self.batch, 32)
+        full, rest = divmod(self.rows, self.batch)
+        rows = min(full, 3) * batch + (max(1, batch // 3) if rest else 0)
+        small = {"sizes": tuple(min(n, 16) for n in self.sizes), "batch": batch, "rows": rows} | changes
+        return replace(self, predict=min(self.predict, 64), **small)
+
+    def describe(self) -> str:
+        """The workload in one line."""
+        parts = [self.name, "-".join(map(str, self.sizes)), self.activation]
+        if self.predict:
+            rows = f"{self.predict} rows" if self.predict > 1 else "1 row"
+            return ", ".join([*parts, f"predictions of {rows}", self.dtype])
+        optimizer = self.optimizer + (f" with momentum {self.momentum:g}" if self.optimizer == "sgd" else "")
+        dropout = [f"dropout {self.dropout:g}"] if self.dropout else []
+        batches = f"batches of {self.batch}" + (f" of {self.rows} rows" if self.rows % self.batch else "")
+        return ", ".join([*parts, *dropout, self.loss, optimizer, batches, self.dtype])
+
+
+def _of_batches(name: str, sizes: tuple[int, ...], batch: int, activation: str = "relu", **more: object) -> Workload:
+    more.setdefault("rows", rows_for(batch))
+    return Workload(name, sizes, batch, activation=activation, **more)  # type: ignore[arg-type]
+
+
+_MNIST = _of_batches("mnist", (784, 512, 256, 10), 256)
+_SMALL = (
+    _of_batches("xor", (2, 4, 1), 4, "sigmoid", loss="binary_cross_entropy", rows=4),
+    _of_batches("tiny", (10, 10, 10, 10, 1), 32, loss="mean_squared_error", rows=32),
+    _of_batches("small", (64, 100, 10), 200),
+    _MNIST,
+)
+_LARGE = (
+    _of_batches("wide", (784, 1024, 1024, 10), 8192),
+    _of_batches("narrow", (64, 64, 64, 64, 10), 65536),
+    _of_batches("gelu", (256, 256, 256, 256, 10), 16384, "gelu"),
+)
+_INFERENCE = tuple(
+    replace(workload, name=f"{workload.name}-predict-{rows}", predict=rows)
+    for workload in (_MNIST, _LARGE[0])
+    for rows in (1, 65536)
+)
+_OFF_TABLE = (
+    _of_batches("tanh-300", (100, 300, 300, 10), 1000, "tanh"),
+    _of_batches("sigmoid-128", (64, 128, 128, 10), 128, "sigmoid"),
+    _of_batches("silu-512", (256, 512, 512, 10), 512, "silu"),
+    replace(_MNIST, name="mnist-dropout", dropout=0.2),
+    replace(_MNIST, name="mnist-momentum", optimizer="sgd", lr=1e-2),
+    replace(_MNIST, name="mnist-float64", dtype="float64"),
+    replace(_MNIST, name="mnist-last-smaller", rows=4000),
+)
+
+PRESETS: dict[str, tuple[Workload, ...]] = {
+    "small": _SMALL,
+    "large-batch": _LARGE,
+    "inference": _INFERENCE,
+    "all": (*_SMALL, *_LARGE, *_INFERENCE),
+    "off-table": _OFF_TABLE,
+}
+WORKLOADS: dict[str, Workload] = {workload.name: workload for preset in PRESETS.values() for workload in preset}
+
+
+def find(name: str) -> Workload:
+    """The workload of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists what there is.
+    """
+    try:
+        return WORKLOADS[name]
+    except KeyError:
+        raise ValueError(f"workload {name!r} is not known; known are {', '.join(WORKLOADS)}") from None
+
+
+def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (rows, sizes[0]) and targets: int64 labels (rows,), or numbers of `dtype` (rows, sizes[-1])."""
+    rng = np.random.default_rng(SEED)
+    dtype = np.dtype(workload.dtype)
+    if workload.loss == "binary_cross_entropy" and (workload.rows, workload.sizes[0]) == (4, 2):
+        X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype)
+        return X, (X[:, :1] != X[:, 1:]).astype(dtype)
+    X = rng.standard_normal((workload.rows, workload.sizes[0]), np.float32).astype(dtype)
+    outputs = workload.sizes[-1]
+    if workload.loss == "cross_entropy":
+        return X, rng.integers(0, outputs, workload.rows)
+    if workload.loss == "binary_cross_entropy":
+        return X, rng.integers(0, 2, (workload.rows, 1)).astype(dtype)
+    return X, rng.standard_normal((workload.rows, outputs)).astype(dtype)
+
+
+def prediction_rows(workload: Workload) -> np.ndarray:
+    """Inputs (predict, sizes[0]) to predict from."""
+    shape = (workload.predict, workload.sizes[0])
+    return np.random.default_rng(SEED + 1).standard_normal(shape, np.float32).astype(workload.dtype)
+
+
+def initial_weights(workload: Workload) -> Weights:
+    """Weights (inputs, outputs) and biases (outputs,) of each layer: the same for every contender."""
+    rng = np.random.default_rng(SEED + 2)
+    gain = 2.0 if workload.activation == "relu" else 1.0
+    return [
+        (
+            (rng.standard_normal((inputs, outputs)) * np.sqrt(gain / inputs)).astype(workload.dtype),
+            (0.1 * rng.standard_normal(outputs)).astype(workload.dtype),
+        )
+        for inputs, outputs in workload.layers
+    ]

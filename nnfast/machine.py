@@ -1,0 +1,81 @@
+"""Facts about this machine and what is installed on it: for reports of problems, and beside every timing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+__all__ = ["blas", "cpu", "installed", "settings", "usable_cores"]
+
+_PREFIXES = ("NNFAST_", "NUMBA_", "OPENBLAS_", "OMP_", "MKL_", "CUDA_VISIBLE", "CUPY_")
+
+
+def settings() -> dict[str, str]:
+    """The environment variables that matter, by name."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)}
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def blas() -> list[dict[str, Any]]:
+    """The libraries that are loaded; NumPy's and SciPy's wheels bring one each."""
+    import importlib.util
+
+    import numpy as np  # noqa: F401 - loads its BLAS
+    from threadpoolctl import threadpool_info
+
+    if importlib.util.find_spec("scipy") is not None:
+        import scipy.linalg  # noqa: F401 - loads its BLAS
+
+    return [
+        {
+            "library": found["internal_api"],
+            "version": found.get("version"),
+            "core": found.get("architecture"),
+            "threads": found["num_threads"],
+            "threading": found.get("threading_layer"),
+            "path": found["filepath"],
+        }
+        for found in threadpool_info()
+        if found["user_api"] == "blas"
+    ]
+
+
+def cpu() -> dict[str, Any]:
+    """Model, cores and, as NumPy knows them, features."""
+    import numpy as np
+
+    config: Any = np.show_config(mode="dicts")
+    simd = config.get("SIMD Extensions", {}) if isinstance(config, dict) else {}
+    return {
+        "model": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "features": [*simd.get("baseline", []), *simd.get("found", [])],
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
