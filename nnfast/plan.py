@@ -7,7 +7,7 @@ batch uses prefix views of the same buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -240,6 +240,17 @@ class Plan:
         self._data, self.order, self.outputs, self.results = data, order, outputs, results
         self._programs.clear()
         self._epochs.clear()
+
+    def takes(self, data: Sequence[Array]) -> bool:
+        """Whether steps could gather from these host arrays: in one piece, with the dtype of the plan's buffers."""
+        slots = [slot for slot in (self.layout.x, self.layout.target, self.layout.weight) if slot is not None]
+        return len(data) == len(slots) and all(
+            isinstance(x, np.ndarray)
+            and x.flags.c_contiguous
+            and x.flags.aligned
+            and (x.dtype, x.shape[1:]) == (slot.dtype, slot.shape[1:])
+            for x, slot in zip(data, slots, strict=True)
+        )
 
     def feed(self, x: Array, target: Array | None = None, weight: Array | None = None) -> None:
         """Copy a batch into the plan's buffers."""

@@ -10,6 +10,7 @@ from typing import Any
 from .losses import Loss, name_of
 from .parameters import Built, Parameters
 from .plan import Plan
+from .plan_layout import PlanLayout
 
 __all__ = ["PlanPool"]
 
@@ -20,6 +21,13 @@ class PlanPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[Any, list[Plan]] = {}
+        self._row_bytes: dict[Any, int] = {}
+
+    def row_bytes(self, built: list[Built], dtype: Any) -> int:
+        """Memory of an inference plan for each row of its batch."""
+        if dtype not in self._row_bytes:
+            self._row_bytes[dtype] = max(1, PlanLayout(built, 16, dtype, training=False).nbytes // 16)
+        return self._row_bytes[dtype]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlanPool:
         return PlanPool()

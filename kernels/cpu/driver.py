@@ -152,6 +152,7 @@ class Program:
         self.segments = np.array([[0, len(self.calls), 1]], np.int64) if segments is None else segments
         self.parallel = any(call.parallel for call in self.calls)
         self.blas = any(call.blas for call in self.calls)
+        self._addresses = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments)
 
     @classmethod
     def chain(cls, parts: Sequence[tuple[Program, int]]) -> Program:
@@ -178,7 +179,7 @@ class Program:
             self._run(times)
 
     def _run(self, times: int) -> None:
-        work = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments), times
+        work = *self._addresses, times
         if self.parallel and threads.count() > 1:
             lanes = threads.count()
             driver, control = _driver(True), team.control_block(lanes)

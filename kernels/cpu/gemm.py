@@ -102,18 +102,28 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
 
 
 # ---- generated ---------------------------------------------------------------------------------------
-# The record goes on with the mode (0 rows, 1 depth), where A is packed to (0: read where it is) and bytes from task to
-# task, state of B, where it is packed to and bytes from task to task, bias or 0, and whether the result goes
-# through ReLU.
+# The record goes on with the mode, where A is packed to (0: read where it is) and bytes from task to task, state of B,
+# where it is packed to and bytes from task to task, bias or 0, and whether the result goes through ReLU. By the mode a
+# tile is a range of rows, of the summed dimension, or of columns.
+ROWS, DEPTH, COLUMNS = range(3)
+
+
 def generated_product(I, F, task):
     m, n, k, a, b, c = I[1], I[2], I[6], I[4], I[5], I[0]
     first = task * I[3]
     room = task // I[11]
     beta = T(F[0])
-    if I[12] == 0:
+    b_to, bias = I[16] + room * I[17], I[18]
+    if I[12] == ROWS:
         m = min(I[3], m - first)
         a += first * T_SIZE * (1 if I[7] else I[9])
         c += first * n * T_SIZE
+    elif I[12] == COLUMNS:
+        n = min(I[3], n - first)
+        b += first * T_SIZE * (I[10] if I[8] else 1)
+        b_to += first * k * T_SIZE
+        bias += first * T_SIZE if bias != 0 else 0
+        c += first * T_SIZE
     else:
         k = min(I[3], k - first)
         a += first * T_SIZE * (I[9] if I[7] else 1)
@@ -121,12 +131,13 @@ def generated_product(I, F, task):
         c += room * m * n * T_SIZE
         beta = T(0.0) if task % I[11] == 0 else T(1.0)
     if beta != T(0.0) and beta != T(1.0):
-        out = ptr(c)
-        for i in range(m * n):
-            out[i] *= beta
+        for i in range(m):
+            out = ptr(c + i * I[2] * T_SIZE)
+            for j in range(n):
+                out[j] *= beta
     a_to = I[13] + room * I[14] if I[13] != 0 else 0
     how = (0 if beta == T(0.0) else ADD) | (RELU if I[19] != 0 else 0)
-    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[15], I[16] + room * I[17], c, n, how, I[18])
+    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[15], b_to, c, I[2], how, bias)
 
 
 def pack_task(I, F, task):
@@ -168,11 +179,11 @@ def _product(
     trans_b: bool,
     beta: float,
     tiles: tuning.Tiles,
-    depth: bool,
+    mode: int,
     bias: np.ndarray | None = None,
     relu: bool = False,
 ) -> list[Call]:
-    """The call of a product on tiles of the rows of C or, with `depth`, steps of the sum, after what packs B."""
+    """The call of a product on tiles of the rows or columns of C or of the steps of the sum, after what packs B."""
     m, n = out.shape[-2:]
     k = a.shape[0] if trans_a else a.shape[1]
     dtype = out.dtype
@@ -184,13 +195,13 @@ def _product(
     parallel = tiles.tasks > 1
     blocks = _generated(m, n, k, dtype)
     if blocks is None:
-        template = gemm_depth if depth else gemm_rows
+        template = gemm_depth if mode == DEPTH else gemm_rows
         address = kernel(template, dtype, BLOCK=block_function(dtype))
         uses_blas = m * n * k > tuning.TINY_PRODUCT
         ints.append(blas_address(dtype) if uses_blas else 0)
         floats = np.array([beta])
         return [Call(address, np.array(ints), floats, tiles.number, parallel, uses_blas, (a, b, out), nanoseconds=time)]
-    part_m, part_k = (m, tiles.tile) if depth else (tiles.tile, k)
+    part_m, part_k = tiles.tile if mode == ROWS else m, tiles.tile if mode == DEPTH else k
     keep: list[Any] = [a, b, out, bias]
     before: list[Call] = []
 
@@ -205,13 +216,13 @@ def _product(
     a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
     b_to, state = (0, 0), READ
     if not blocks.reads_columns(part_m, n, trans_a, trans_b):
-        if depth:
+        if mode == DEPTH:
             b_to, state = room(blocks.columns_size(part_k, n)), PACK
         else:
             call, packed = _pack_call(blocks, b, k, n, trans_b)
             before.append(call)
             b_to, state = (packed.ctypes.data, 0), PACKED
-    ints += [depth, *a_to, state, *b_to, 0 if bias is None else bias.ctypes.data, relu]
+    ints += [mode, *a_to, state, *b_to, 0 if bias is None else bias.ctypes.data, relu]
     address = kernel(generated_product, dtype, blocks.variant, PRODUCT=blocks.product)
     call = Call(address, np.array(ints), np.array([beta]), tiles.number, parallel, keep=tuple(keep), nanoseconds=time)
     return [*before, call]
@@ -226,8 +237,19 @@ def rows_product(
     bias: np.ndarray | None = None,
     relu: bool = False,
 ) -> list[Call]:
-    """Calls of ``out = a op(b) + bias`` on tiles of the rows of a batch; `b` is not one of its arrays."""
-    *before, call = _product(a, b, out, False, trans_b, 0.0, tiles, False, bias, relu)
+    """Calls of ``out = a op(b)`` on tiles of the rows of a batch; `b` is not one of its arrays.
+
+    A `bias` is added and ReLU applied where :func:`starts_from_bias` says that it can be, and not with `trans_b`.
+    """
+    (m, n), k = out.shape, a.shape[1]
+    lanes = threads.count()
+    blocks = _generated(m, n, k, out.dtype)
+    if tiles.number == 1 < lanes and 2 * m * n * k >= tuning.PARALLEL_FLOPS and blocks is not None:
+        # Few rows, a large matrix: threads take columns
+        width = blocks.shape.columns
+        columns = tuning.Tiles(n, -(-n // (lanes * width)) * width)
+        return _product(a, b, out, False, trans_b, 0.0, columns, COLUMNS, bias, relu)
+    *before, call = _product(a, b, out, False, trans_b, 0.0, tiles, ROWS, bias, relu)
     for early in before:
         early.when = "early"
     call.tiles, call.reads, call.writes = tiles, (a,), (out,)
@@ -236,7 +258,7 @@ def rows_product(
 
 def depth_product(a: np.ndarray, b: np.ndarray, parts: np.ndarray, tiles: tuning.Tiles) -> list[Call]:
     """Calls of ``a.T b`` of two arrays with the rows of a batch; task t sums over its tiles, in ``parts[t]``."""
-    calls = _product(a, b, parts, True, False, 0.0, tiles, depth=True)
+    calls = _product(a, b, parts, True, False, 0.0, tiles, DEPTH)
     calls[-1].tiles, calls[-1].reads = tiles, (a, b)
     return calls
 
@@ -251,5 +273,5 @@ def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, tra
         parts = np.empty((tiles.tasks, m, n), out.dtype)
         reduce = reduce_call(parts, out, beta)
         reduce.when = ""
-        return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, depth=True), reduce]
-    return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), depth=False)
+        return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, DEPTH), reduce]
+    return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), ROWS)

@@ -170,7 +170,7 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     `b_to` first; 2: it lies packed at `b_to` already. With `trans_b` it can be read where it is only where
     :meth:`Blocking.reads_columns` says so.
     """
-    if b_state == 0 and trans_a == 0 and n == 1 and (ldb == 1 or trans_b != 0):
+    if b_state == 0 and trans_a == 0 and n == 1 and ldc == 1 and (ldb == 1 or trans_b != 0):
         MULTIPLY_COLUMN(m, k, a, lda, b, c, how, bias)
         return
     if b_state == 0 and trans_b != 0:  # one row of A, in one piece: C^T = B A^T is a column
@@ -179,7 +179,9 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     if b_state == 0 and m == 1:
         MULTIPLY_ROW(n, k, a, lda if trans_a != 0 else 1, b, ldb, c, how, bias)
         return
-    if b_state == 0 and n == 1 and bias == 0:  # C^T = B^T A^T is a row, and A is stored as A^T
+    if (
+        b_state == 0 and n == 1 and trans_a != 0 and ldc == 1 and bias == 0
+    ):  # C^T = B^T A^T is a row, and A is stored as A^T
         MULTIPLY_ROW(m, k, b, ldb, a, lda, c, how, 0)
         return
     if b_state == 1:

@@ -8,24 +8,48 @@ from ..backends.base import Array
 from ..kernels import step_state as S
 from ..losses import Loss
 from ..network import Network
-from ..plan import without_link
-from ..plan_layout import PlanLayout
+from ..plan import Plan, without_link
 
 __all__ = ["forward"]
 
 # Bytes of activations that a chunk may take: as much as a large last-level cache, little enough for memory
 _CHUNK_BYTES = 1 << 25
 _MAX_ROWS = 16384
+# Steps between two chances for Ctrl-C
+_STEPS = 16
 
 
 def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
     """Rows of a chunk: the user's number, or what keeps the activations within bounds."""
     if batch_size is not None:
         return min(batch_size, max(rows, 1))
-    one = PlanLayout(model.built, 16, model.parameters.dtype, training=False).nbytes // 16
-    most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // max(one, 1)))
+    most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // model.plans.row_bytes(model.built, model.parameters.dtype)))
     # A power of two, so that calls with nearby numbers of rows share a plan
     return min(most, 1 << max(0, rows - 1).bit_length())
+
+
+def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarray | None) -> bool:
+    """Run all rows where the steps can take them from the user's own arrays and leave the outputs in `result`.
+
+    Nothing is copied but what a step works on, and Python is not asked between steps. Returns whether that could be.
+    """
+    rows = len(arrays[0])
+    if rows <= batch or plan.backend.xp is not np or not plan.takes(arrays):
+        return False
+    kept = None if result is None else result.reshape(rows, -1)
+    plan.backend.fill(plan.state[S.ROW : S.ROW + 1], 0.0)
+    plan.use_data(tuple(arrays), np.arange(rows), kept)
+    try:
+        full, rest = divmod(rows, batch)
+        while full:
+            steps = min(full, _STEPS)
+            plan.run(batch, steps)
+            full -= steps
+        if rest:
+            plan.run(rest)
+    finally:
+        plan.use_data((), None)
+    return True
 
 
 def forward(
@@ -62,7 +86,8 @@ def forward(
         if loss is not None:
             bk.fill(plan.state, 0.0)
             bk.fill(plan.state[S.STEP : S.STEP + 1], 1.0)  # what BAD_STEP is set to
-        for start in range(0, rows, batch):
+        arrays = [a for a in (x, target, weight) if a is not None]
+        for start in () if _gathered(plan, arrays, batch, result) else range(0, rows, batch):
             part = slice(start, min(start + batch, rows))
             size = part.stop - start
             plan.feed(x[part], None if target is None else target[part], None if weight is None else weight[part])

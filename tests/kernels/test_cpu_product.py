@@ -75,6 +75,28 @@ def test_tiles_of_rows(width: int, trans_b: bool, per_task: int) -> None:
             assert (np.abs(out - expected) <= bound).all(), (m, n, k, tile)
 
 
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_threads_share_the_columns_of_few_rows(
+    width: int, trans_b: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "PARALLEL_FLOPS", 0)
+    for number, (m, n, k) in combinations(
+        (2, 3), ((1, 300, 40), (3, 97, 130), (7, 65, 500), (30, 33, 70), (1, 9, 300))
+    ):
+        monkeypatch.setattr(threads, "count", lambda number=number: number)
+        a, b, expected, bound = _operands(m, n, k, False, trans_b, "float32")
+        # Only a forward pass has a bias
+        bias = None if trans_b else np.random.default_rng(1).standard_normal(n).astype(np.float32)
+        expected = expected if bias is None else expected + bias
+        out = np.full((m, n), np.nan, np.float32)
+        calls = gemm.rows_product(a, b, out, tuning.row_tiles(m, number), trans_b, bias, relu)
+        assert calls[-1].tasks > 1 or n < 32
+        _run(fused(calls))
+        expected = np.maximum(expected, 0) if relu else expected
+        assert (np.abs(out - expected) <= bound + 1e-6).all(), (m, n, k)
+
+
 @pytest.mark.parametrize("per_task", [1, 2, 100])
 def test_tiles_of_depth(width: int, per_task: int) -> None:
     for m, n, k in ((30, 48, 130), (30, 1, 130), (1, 40, 130), (2, 3, 130)):
