@@ -13,7 +13,7 @@ from numba import njit, prange, types
 from . import team, threads, tuning
 from .atomics import fetch_add, store_release
 from .cache import compiled
-from .intrinsics import call_kernel, pointer_i64
+from .intrinsics import call_kernel, cycle_count, pointer_i64
 
 # Columns of the table of calls: function, integers, floats, tasks, whether threads share them
 FUNCTION, INTS, FLOATS, TASKS, PARALLEL = range(5)
@@ -82,8 +82,11 @@ def _serial(calls, segments, number, times):
 
 
 @team.function
-def _lead(control, calls, segments, number, times, lanes, give_way):
-    """What the leader of a team does: all calls, those that threads share together with the others."""
+def _lead(control, calls, segments, number, times, lanes, give_way, clocks):
+    """What the leader of a team does: all calls, those that threads share together with the others.
+
+    Where `clocks` is not 0, the cycles that each call took are added to the number there.
+    """
     done = 0
     for _ in range(times):
         for s in range(number):
@@ -91,19 +94,22 @@ def _lead(control, calls, segments, number, times, lanes, give_way):
             for _ in range(segment[2]):
                 for c in range(segment[0], segment[1]):
                     call = pointer_i64(calls + c * team.CALL_BYTES)
+                    began = cycle_count() if clocks != 0 else 0
                     if call[4] != 0:
                         team.share(control, calls, lanes, c, call[3], done, give_way)
                         done += call[3]
                     else:
                         for task in range(call[3]):
                             call_kernel(call[0], call[1], call[2], task)
+                    if clocks != 0:
+                        pointer_i64(clocks)[c] += cycle_count() - began
 
 
-def _parallel(calls, segments, number, times, control, lanes, give_way):
+def _parallel(calls, segments, number, times, control, lanes, give_way, clocks):
     for _ in prange(lanes):
         lane = fetch_add(control + team.ARRIVED, 1)
         if lane == 0:
-            _lead(control, calls, segments, number, times, lanes, give_way)
+            _lead(control, calls, segments, number, times, lanes, give_way, clocks)
             store_release(control + team.FINISHED, 1)
         else:
             team.follow(control, calls, lanes, lane, give_way)
@@ -122,7 +128,7 @@ def _driver(parallel: bool) -> Any:
         if parallel not in _built:
             if parallel:
                 threads.find_tbb()
-            template, arguments = (_parallel, 7) if parallel else (_serial, 4)
+            template, arguments = (_parallel, 8) if parallel else (_serial, 4)
             signature = types.void(*[types.int64] * arguments)
 
             def decorate(cache: bool) -> Any:
@@ -179,11 +185,18 @@ class Program:
             self._run(times)
 
     def _run(self, times: int) -> None:
-        work = *self._addresses, times
-        if self.parallel and threads.count() > 1:
-            lanes = threads.count()
-            driver, control = _driver(True), team.control_block(lanes)
-            with threads.region_guard():
-                driver(*work, control.ctypes.data, lanes, team.yield_address())
+        if self.parallel and (lanes := threads.count()) > 1:
+            self._run_together(times, lanes)
         else:
-            _driver(False)(*work)
+            _driver(False)(*self._addresses, times)
+
+    def _run_together(self, times: int, lanes: int, clocks: int = 0) -> None:
+        driver, control = _driver(True), team.control_block(lanes)
+        with threads.region_guard():
+            driver(*self._addresses, times, control.ctypes.data, lanes, team.yield_address(), clocks)
+
+    def cycles(self, times: int) -> np.ndarray:
+        """Cycles that each call took in `times` runs, as the thread that leads saw it; int64."""
+        clocks = np.zeros(len(self.calls), np.int64)
+        self._run_together(times, threads.count() if self.parallel else 1, clocks.ctypes.data)
+        return clocks

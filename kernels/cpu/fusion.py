@@ -13,16 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import tuning
+from .atomics import fetch_add
 from .driver import Call
-from .intrinsics import call_kernel
+from .intrinsics import call_kernel, cycle_count
 from .specialise import kernel
 
 
 def chain_tiles(I, F, task):
-    """I: tiles, tiles of a task, number of kernels, then function and records of each; all do the same tiles."""
+    """I: tiles, tiles of a task, clocks or 0, number of kernels, then function and records of each; same tiles for all.
+
+    Where there are `clocks`, the cycles that each kernel took, in all threads, are added to them.
+    """
     for tile in range(task * I[1], min((task + 1) * I[1], I[0])):
-        for c in range(I[2]):
-            call_kernel(I[3 + 3 * c], I[4 + 3 * c], I[5 + 3 * c], tile)
+        for c in range(I[3]):
+            began = cycle_count() if I[2] != 0 else 0
+            call_kernel(I[4 + 3 * c], I[5 + 3 * c], I[6 + 3 * c], tile)
+            if I[2] != 0:
+                fetch_add(I[2] + 8 * c, cycle_count() - began)
 
 
 class _Chain:
@@ -71,7 +78,7 @@ class _Chain:
             one = self.calls[0]
             return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
         columns = [v for call in self.calls for v in (call.function, call.ints.ctypes.data, call.floats.ctypes.data)]
-        ints = np.array([tiles.number, tiles.per_task, len(self.calls), *columns])
+        ints = np.array([tiles.number, tiles.per_task, 0, len(self.calls), *columns])
         return Call(kernel(chain_tiles), ints, np.zeros(1), tiles.tasks, parallel, blas, tuple(self.calls))
 
 

@@ -111,6 +111,17 @@ def blas_gemm(typingctx, function, trans_a, trans_b, m, n, k, a, lda, b, ldb, be
     return types.void(*[integer] * 10, beta, integer, integer), codegen
 
 
+@intrinsic
+def cycle_count(typingctx):
+    """The processor's counter of cycles (of a constant rate, on x86); only differences mean something."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+    return types.int64(), codegen
+
+
 _FORMAT = {types.float32: (32, 23, 127, 1.5 * 2**23), types.float64: (64, 52, 1023, 1.5 * 2**52)}
 
 

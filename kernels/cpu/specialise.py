@@ -79,6 +79,11 @@ def function(
         return _functions[key]
 
 
+def name_of(address: int) -> str:
+    """The name of the kernel at an address, such as ``adam_f32``."""
+    return next((k.__name__ for k in _kernels.values() if int(k.address) == address), "?")
+
+
 def kernel(
     template: Callable[..., Any], dtype: Any = None, variant: str = "", *, exact: bool = False, **names: Any
 ) -> int:
