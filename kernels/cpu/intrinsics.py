@@ -112,6 +112,32 @@ def blas_gemm(typingctx, function, trans_a, trans_b, m, n, k, a, lda, b, ldb, be
 
 
 @intrinsic
+def copy_memory(typingctx, out, source, nbytes):
+    """Copy bytes between places that do not overlap."""
+
+    def codegen(context, builder, signature, args):
+        out, source = (builder.inttoptr(a, VOID_POINTER) for a in args[:2])
+        cgutils.raw_memcpy(builder, out, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at `address`, which will be read soon; any address will do."""
+
+    def codegen(context, builder, signature, args):
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [VOID_POINTER, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], VOID_POINTER), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def cycle_count(typingctx):
     """The processor's counter of cycles (of a constant rate, on x86); only differences mean something."""
 
@@ -146,6 +172,22 @@ def exponent_factors(typingctx, t):
         return context.make_tuple(builder, signature.return_type, factors)
 
     return types.UniTuple(t, 2)(t), codegen
+
+
+@intrinsic
+def split_exponent(typingctx, x):
+    """``(m, e)`` with ``x = m 2**e`` and m in [1, 2), of a positive normal number."""
+
+    def codegen(context, builder, signature, args):
+        bits, mantissa, bias, _ = _FORMAT[signature.args[0]]
+        real, integer = context.get_value_type(signature.args[0]), ir.IntType(bits)
+        whole = builder.bitcast(args[0], integer)
+        exponent = builder.sub(builder.lshr(whole, integer(mantissa)), integer(bias))
+        fraction = builder.and_(whole, integer((1 << mantissa) - 1))
+        one_to_two = builder.bitcast(builder.or_(fraction, integer(bias << mantissa)), real)
+        return context.make_tuple(builder, signature.return_type, [one_to_two, builder.sitofp(exponent, real)])
+
+    return types.UniTuple(x, 2)(x), codegen
 
 
 def polynomial(coefficients):

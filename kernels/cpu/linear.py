@@ -58,7 +58,7 @@ def backward_calls(
         calls += rows_product(dy, W, dx, tiles, trans_b=True)
     if tiles.tasks == 1 and tiles.number == 1:
         calls += depth_product(x, dy, dW[None], tiles)
-    elif k * m <= tuning.SPLIT_BATCH_ELEMENTS and n * (k + m) * dtype.itemsize > tuning.SPLIT_BATCH_BYTES:
+    elif k * m <= tuning.SPLIT_BATCH_ELEMENTS:
         dW_parts = dW[None] if tiles.tasks == 1 else np.empty((tiles.tasks, k, m), dtype)
         calls += depth_product(x, dy, dW_parts, tiles)
         if tiles.tasks > 1:

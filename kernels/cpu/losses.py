@@ -3,7 +3,7 @@
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
-from math import log, nan
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -143,11 +143,12 @@ def softmax_cross_entropy(I, F, task):
     total_weight = pointer_f64(I[9])[S.BATCH_WEIGHT]
     total_weight = 1.0 if total_weight == 0.0 else total_weight
     step = max(1, BLOCK // c)
-    # Scratch of a task: the block's exponentials, then dot and mass of its rows
-    room = I[10] + task // I[11] * (step * c + 2 * step) * T_SIZE
+    # Scratch of a task: the block's exponentials, then dot, mass and the exponentials' sum of its rows
+    room = I[10] + task // I[11] * (step * c + 3 * step) * T_SIZE
     e = ptr(room)
     dot = ptr(room + step * c * T_SIZE)
     mass = ptr(room + (step * c + step) * T_SIZE)
+    logs = ptr(room + (step * c + 2 * step) * T_SIZE)
     labels = pointer_i64(I[1])
     loss = 0.0
     for block in range(0, rows, step):
@@ -189,10 +190,10 @@ def softmax_cross_entropy(I, F, task):
             total = T(0.0)
             for j in range(c):
                 total += p[j]
+            logs[i] = total
             factor = 1.0 / total_weight
             if I[3] != 0:
                 factor = D(ptr(I[3])[row]) / total_weight
-            loss += factor * (D(mass[i]) * log(D(total)) - D(dot[i]))
             if I[4] != 0:
                 d_row = ptr(I[4] + row * c * T_SIZE)
                 f = T(factor)
@@ -209,6 +210,14 @@ def softmax_cross_entropy(I, F, task):
                         d_row[label] = (p[label] * scale - (keep + spread)) * f
                     else:
                         d_row[0] = T(nan)
+        # The largest exponential is 1, so the sums are at least that
+        for i in range(n):
+            logs[i] = LOG_ABOVE_1(logs[i])
+        for i in range(n):
+            factor = 1.0 / total_weight
+            if I[3] != 0:
+                factor = D(ptr(I[3])[first + block + i]) / total_weight
+            loss += factor * (D(mass[i]) * D(logs[i]) - D(dot[i]))
     pointer_f64(I[8])[task] = loss
 
 
@@ -272,7 +281,7 @@ def softmax_xent_calls(
     tiles = tuning.row_tiles(n, threads.count())
     parts, after = _loss_parts(state, tiles.number)
     step = max(1, BLOCK // c)
-    scratch = np.empty((tiles.tasks, step * c + 2 * step), dtype)
+    scratch = np.empty((tiles.tasks, step * c + 3 * step), dtype)
     ints = np.array(
         [
             logits.ctypes.data, labels.ctypes.data, labels.ndim == 2, _address(weight), _address(dlogits),
@@ -280,7 +289,7 @@ def softmax_xent_calls(
         ],
         np.int64,
     )  # fmt: skip
-    address = kernel(softmax_cross_entropy, dtype, EXP=scalar.names(dtype)["EXP"])
+    address = kernel(softmax_cross_entropy, dtype, **scalar.names(dtype))
     keep: tuple[Any, ...] = (logits, labels, weight, state, dlogits, scratch, parts)
     call = Call(address, ints, np.array([smoothing]), tiles.number, tiles.number > 1, keep=keep)
     call.tiles, call.nanoseconds = tiles, 2.0 * logits.size

@@ -12,7 +12,7 @@ from .. import step_state as S
 from . import threads, tuning
 from .driver import Call
 from .gemm import reduce_call
-from .intrinsics import pointer_f64, pointer_u8
+from .intrinsics import copy_memory, pointer_f64
 from .specialise import kernel
 
 U64 = np.uint64
@@ -64,9 +64,7 @@ def clip(I, F, task):
 def copy_bytes(I, F, task):
     """I: source, out, bytes, chunk."""
     first = task * I[3]
-    x, out = pointer_u8(I[0] + first), pointer_u8(I[1] + first)
-    for i in range(min(I[3], I[2] - first)):
-        out[i] = x[i]
+    copy_memory(I[1] + first, I[0] + first, min(I[3], I[2] - first))
 
 
 def squares(I, F, task):

@@ -8,8 +8,11 @@ import numpy as np
 from .. import step_state as S
 from . import threads, tuning
 from .driver import Call
-from .intrinsics import pointer_f64, pointer_i64, pointer_u8
+from .intrinsics import copy_memory, pointer_f64, pointer_i64, prefetch
 from .specialise import kernel
+
+# Rows, and bytes of a row, that a gather asks for in advance
+AHEAD, AHEAD_BYTES = 4, 512
 
 
 def gather(I, F, task):
@@ -23,13 +26,18 @@ def gather(I, F, task):
         start = int(pointer_f64(I[4])[S.ROW])
     index = pointer_i64(I[2])
     nbytes = I[7]
-    for i in range(first, min(first + I[8], I[6])):
-        if 0 <= start + i < I[3]:
-            source = index[start + i]
-            if 0 <= source < I[1]:
-                x, out = pointer_u8(I[0] + source * nbytes), pointer_u8(I[5] + i * nbytes)
-                for j in range(nbytes):
-                    out[j] = x[j]
+    end = min(first + I[8], I[6], I[3] - start)
+    for i in range(max(first, -start), end):
+        # Rows lie anywhere: by the time one is copied, its beginning has been on the way for some rows
+        if i + AHEAD < end:
+            for line in range(0, min(nbytes, AHEAD_BYTES), 64):
+                prefetch(I[0] + index[start + i + AHEAD] * nbytes + line)
+        source = index[start + i]
+        if 0 <= source < I[1]:
+            if nbytes == 8:
+                pointer_i64(I[5])[i] = pointer_i64(I[0])[source]
+            else:
+                copy_memory(I[5] + i * nbytes, I[0] + source * nbytes, nbytes)
 
 
 def store(I, F, task):
@@ -38,9 +46,7 @@ def store(I, F, task):
     start = int(pointer_f64(I[2])[S.ROW]) + first
     rows = min(I[6], I[1] - first, I[4] - start)
     if start >= 0:
-        x, out = pointer_u8(I[0] + first * I[5]), pointer_u8(I[3] + start * I[5])
-        for i in range(rows * I[5]):
-            out[i] = x[i]
+        copy_memory(I[3] + start * I[5], I[0] + first * I[5], max(rows, 0) * I[5])
 
 
 def scatter_add(I, F, task):

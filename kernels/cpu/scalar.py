@@ -10,13 +10,13 @@ the degree. ``tests/kernels/test_cpu_scalar.py`` states and checks the errors.
 from __future__ import annotations
 
 from functools import cache as once
-from math import log
+from math import inf, log
 from typing import Any
 
 import numpy as np
 from numba import types
 
-from .intrinsics import exponent_factors, polynomial, rounder
+from .intrinsics import exponent_factors, polynomial, rounder, split_exponent
 from .specialise import function
 
 # (exp(r) - 1 - r) / r**2 on |r| <= ln(2)/2; what it adds to exp(r) is off by 2.3e-8 and 4e-17
@@ -156,6 +156,13 @@ def log1p(u):
     return T(2.0) * s + s * w * LOG1P_POLYNOMIAL(w)
 
 
+def log_above_1(x):
+    """Natural logarithm for x >= 1; infinity and NaN stay."""
+    m, e = split_exponent(x)
+    result = e * T(LN2_HIGH) + (LOG1P(m - T(1.0)) + e * T(LN2_LOW))
+    return result if x < T(inf) else x
+
+
 def sigmoid(z):
     """Both tails keep their relative accuracy."""
     e = EXP(-abs(z))
@@ -195,6 +202,6 @@ def names(dtype: np.dtype[Any]) -> dict[str, Any]:
         "ERFC_POLYNOMIAL": polynomial(ERFC_COEFFICIENTS[dtype]),
     }
     found: dict[str, Any] = {}
-    for template in (exp, expm1, log1p, sigmoid, softplus, tanh, erf):
+    for template in (exp, expm1, log1p, log_above_1, sigmoid, softplus, tanh, erf):
         found[template.__name__.upper()] = function(template, dtype, exact=True, **constants, **polynomials, **found)
     return found

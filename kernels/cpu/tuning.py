@@ -54,10 +54,9 @@ THREAD_ROWS_MIN = 32
 # What a chain must take, in ns by the rates above, to be worth sharing: about ten times the cost of that
 PARALLEL_NS = 2_000
 
-# dW: up to this many elements each task may sum over its own rows of the batch, into its own copy of dW, while the rows
-# are in its cache; above, or where the batch fits in the cache anyway, each task does its own rows of W.
+# dW: up to this many elements each task sums over its own rows of the batch, which are in its cache and no other's,
+# into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 32_768
-SPLIT_BATCH_BYTES = L2 // 2
 
 
 @dataclass(frozen=True)

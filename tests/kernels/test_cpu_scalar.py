@@ -46,6 +46,7 @@ FUNCTIONS = {
     "exp": (np.exp, (-87, 88.5), 1.2, 1.2),
     "expm1": (np.expm1, (-110, 0), 1.2, 1.3),
     "log1p": (np.log1p, (0, 1), 2.2, 2.2),
+    "log_above_1": (np.log, (1, 1e6), 2.2, 2.2),
     "sigmoid": (reference_sigmoid, (-86, 95), 2.3, 2.3),
     "tanh": (np.tanh, (-12, 12), 2.8, 2.8),
     "softplus": (reference_softplus, (-86, 95), 2.9, 2.9),
@@ -78,6 +79,7 @@ def test_ends(dtype):
     }
     for name, want in expected.items():
         np.testing.assert_array_equal(apply(name, x), np.array(want, dtype), err_msg=name)
+    np.testing.assert_array_equal(apply("log_above_1", x[:2]), np.array([nan, inf], dtype))
     np.testing.assert_array_equal(apply("expm1", x[[0, 2, 4]]), np.array([nan, -1, -1], dtype))
 
 
