@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache as once
 
 import numpy as np
+from numba import njit
 
 from . import fusion
 from .driver import Program
+from .intrinsics import cycle_count
 from .specialise import kernel, name_of
 
-__all__ = ["Part", "profile"]
+__all__ = ["Part", "cycles_per_second", "profile"]
 
 
 @dataclass
@@ -38,11 +42,34 @@ class Part:
     parts: list[Part] = field(default_factory=list)
 
 
-def profile(program: Program, times: int) -> tuple[float, list[Part]]:
-    """Run a program `times` times; the seconds of a run, and the kernels' parts of them in order.
+@njit(nogil=True)
+def _cycles():
+    return cycle_count()
 
-    The parts are scaled from the processor's cycles to the wall-clock time of the whole, so that they add up to
-    it; what the driver itself takes is spread over them.
+
+@once
+def cycles_per_second() -> float:
+    """Rate of the counter, from 50 ms of wall-clock time."""
+    _cycles()
+    began, first = time.perf_counter(), _cycles()
+    while (seconds := time.perf_counter() - began) < 0.05:
+        pass
+    return float(_cycles() - first) / seconds
+
+
+def profile(program: Program, times: int, before: Callable[[], None], seconds: float = 0.5) -> tuple[float, list[Part]]:
+    """Run a program for some time; the seconds of one run, and the kernels' parts of them in order.
+
+    Parameters
+    ----------
+    program : Program
+        The recorded calls of a step.
+    times : int
+        Runs one after the other, after each call of `before`.
+    before : callable
+        Brings the step state to the beginning of an epoch.
+    seconds : float
+        How long to measure, at least.
     """
     chain = kernel(fusion.chain_tiles)
     inner: dict[int, np.ndarray] = {}
@@ -50,19 +77,25 @@ def profile(program: Program, times: int) -> tuple[float, list[Part]]:
         if call.function == chain:
             inner[c] = np.zeros(len(call.keep), np.int64)
             call.ints[2] = inner[c].ctypes.data
+    cycles, runs, began = np.zeros(len(program.calls), np.int64), 0, 0.0
     try:
-        program.cycles(1)  # warm
-        for clocks in inner.values():
-            clocks[:] = 0
-        began = time.perf_counter()
-        cycles = program.cycles(times)
-        seconds = (time.perf_counter() - began) / times
+        while not runs or time.perf_counter() - began < seconds:
+            if not began:  # warm
+                before()
+                program.cycles(times)
+                for clocks in inner.values():
+                    clocks[:] = 0
+                began = time.perf_counter()
+            before()
+            cycles += program.cycles(times)
+            runs += times
     finally:
         for c in inner:
             program.calls[c].ints[2] = 0
+    took = cycles / runs / cycles_per_second()
     parts = []
     for c, call in enumerate(program.calls):
-        part = Part(name_of(call.function), seconds * cycles[c] / cycles.sum(), call.tasks, call.parallel)
+        part = Part(name_of(call.function), took[c], call.tasks, call.parallel)
         if c in inner:
             shares = inner[c] / inner[c].sum()
             part.parts = [
@@ -70,4 +103,4 @@ def profile(program: Program, times: int) -> tuple[float, list[Part]]:
                 for one, share in zip(call.keep, shares, strict=True)
             ]
         parts.append(part)
-    return seconds, parts
+    return float(took.sum()), parts
