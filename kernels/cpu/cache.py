@@ -30,7 +30,7 @@ _config_lock = threading.RLock()
 def _digest() -> str:
     h = hashlib.sha256()
     here = Path(__file__).parent
-    for source in (*sorted(here.glob("*.py")), here.parent / "step_state.py"):
+    for source in (*sorted(here.glob("*.py")), *sorted(here.parent.glob("*.py"))):
         h.update(source.name.encode())
         h.update(source.read_bytes())
     features = llvm.get_host_cpu_features().flatten()

@@ -52,7 +52,7 @@ class Shape:
 
 
 @once
-def vector_bytes() -> int:
+def fused_vector_bytes() -> int:
     """Bytes of the host's vectors with a fused multiply-add; 0 where it has none that are known here."""
     features = llvm.get_host_cpu_features()
     machine = llvm.get_process_triple().split("-")[0]
@@ -61,6 +61,11 @@ def vector_bytes() -> int:
     if features.get("avx512f"):
         return 64
     return 32 if features.get("avx2") and features.get("fma") else 0
+
+
+def vector_bytes() -> int:
+    """Bytes of the vectors that products use: the host's, or 16, which every compiler can make something of."""
+    return fused_vector_bytes() or 16
 
 
 # Rows and vectors of a tile, and rows at the edge. The accumulators take 24, 12 and 24 of the 32, 16 and 32
@@ -105,7 +110,9 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
             def llvm_function(name, result, *arguments):
                 return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
-            fma = llvm_function(f"llvm.fma.{kind}", vector, *[vector] * 3)
+            # Where no machine instruction is known to do it, LLVM may not call the C library for each number
+            multiply_add = "fma" if fused_vector_bytes() else "fmuladd"
+            fma = llvm_function(f"llvm.{multiply_add}.{kind}", vector, *[vector] * 3)
             zero = ir.Constant(vector, [ir.Constant(real, 0.0)] * lanes)
 
             def at(address, kind, offset=0):

@@ -272,6 +272,5 @@ class Blocking:
 
 @once
 def blocking(dtype: Any) -> Blocking | None:
-    """The functions for `dtype`; ``None`` where this host's vectors are not known: BLAS does it then."""
-    width = micro.vector_bytes()
-    return Blocking(dtype, width) if width and tuning.GENERATED_PRODUCTS else None
+    """The functions for `dtype`; ``None`` where ``NNFAST_GEMM`` says that BLAS is to do it."""
+    return Blocking(dtype, micro.vector_bytes()) if tuning.generated_products() else None
