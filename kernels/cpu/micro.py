@@ -20,8 +20,6 @@ from numba.core import cgutils
 
 from .intrinsics import intrinsic
 
-# Vectors of the kernel that does one row: half of the registers
-ROW_VECTORS = {64: 16, 32: 8, 16: 16}
 # Bits of a micro-kernel's `how`: add to what is in C; f(x) = max(x, 0) at the end
 ADD, RELU = 1, 2
 
@@ -36,6 +34,8 @@ class Shape:
         MR and the vectors in a row of the usual tile.
     few_rows : int
         Rows of the tile at the lower edge.
+    row_vectors : int
+        Vectors of the kernel that does one row.
     lanes : int
         Numbers in a vector: the columns of the tile at the right edge.
     """
@@ -43,6 +43,7 @@ class Shape:
     rows: int
     vectors: int
     few_rows: int
+    row_vectors: int
     lanes: int
 
     @property
@@ -68,14 +69,16 @@ def vector_bytes() -> int:
     return fused_vector_bytes() or 16
 
 
-# Rows and vectors of a tile, and rows at the edge. The accumulators take 24, 12 and 24 of the 32, 16 and 32
-# registers, and leave room for the row of B and the broadcast of A.
-_TILES = {64: (12, 2, 4), 32: (6, 2, 2), 16: (8, 3, 4)}
+# Rows and vectors of a tile, rows at the edge, and vectors of a single row: half of the registers. The accumulators
+# take 24, 12 and 24 of the 32, 16 and 32 registers, and leave room for the row of B and the broadcast of A.
+_TILES = {64: (12, 2, 4, 16), 32: (6, 2, 2, 8), 16: (8, 3, 4, 16)}
+# A host that is not known may have 16 registers only; with sums for more, a single row takes nine times as long
+_FEW_REGISTERS = (6, 2, 2, 8)
 
 
 def shape_for(dtype: np.dtype[Any], width: int) -> Shape:
     """The tiles for vectors of `width` bytes: 16, 32 or 64."""
-    return Shape(*_TILES[width], width // dtype.itemsize)
+    return Shape(*(_TILES[width] if fused_vector_bytes() else _FEW_REGISTERS), width // dtype.itemsize)
 
 
 def masks_loads(width: int) -> bool:
