@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from .. import machine
+from .. import blas
 from .contenders.plain_numpy import PlainNumpy
 from .process import peak_memory
 from .workloads import Workload, initial_weights, make_data, prediction_rows
@@ -111,4 +111,4 @@ class FloorSession:
 
     def blas(self) -> list[dict[str, object]]:
         """The BLAS libraries as loaded, with their core type and threads."""
-        return machine.blas()
+        return blas.loaded()

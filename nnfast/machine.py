@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-__all__ = ["blas", "cpu", "installed", "settings", "usable_cores"]
+__all__ = ["cpu", "installed", "settings", "usable_cores"]
 
 _PREFIXES = ("NNFAST_", "NUMBA_", "OPENBLAS_", "OMP_", "MKL_", "CUDA_VISIBLE", "CUPY_")
 
@@ -24,30 +24,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def blas() -> list[dict[str, Any]]:
-    """The libraries that are loaded; NumPy's and SciPy's wheels bring one each."""
-    import importlib.util
-
-    import numpy as np  # noqa: F401 - loads its BLAS
-    from threadpoolctl import threadpool_info
-
-    if importlib.util.find_spec("scipy") is not None:
-        import scipy.linalg  # noqa: F401 - loads its BLAS
-
-    return [
-        {
-            "library": found["internal_api"],
-            "version": found.get("version"),
-            "core": found.get("architecture"),
-            "threads": found["num_threads"],
-            "threading": found.get("threading_layer"),
-            "path": found["filepath"],
-        }
-        for found in threadpool_info()
-        if found["user_api"] == "blas"
-    ]
 
 
 def cpu() -> dict[str, Any]:

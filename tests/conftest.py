@@ -10,6 +10,9 @@ import pytest
 import nnfast as nf
 from nnfast.backends.base import Backend
 
+# Whether a kernel is compiled or loaded depends on what ran before; test_cpu_cache.py tests the line that tells
+os.environ["NNFAST_QUIET"] = "1"
+
 # The pitch is one code on every backend, so most tests run on all of these. The emulated CUDA device runs the
 # real kernels through the C++ compiler; it is slower, so it has a marker of its own in the parity tests.
 _CPU = ("numpy", "numba")

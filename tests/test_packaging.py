@@ -96,9 +96,12 @@ def test_the_metadata(built: Path) -> None:
     assert "Name: nnfast" in lines
     assert "Requires-Python: >=3.11" in lines
     assert "License-Expression: MIT" in lines
-    for needed in ("numpy>=2", "numba", "scipy", "safetensors"):
-        assert any(line.startswith(f"Requires-Dist: {needed}") for line in lines)
     required = [line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    for needed in ("numpy>=2", "numba", "safetensors"):
+        assert any(line.startswith(f"Requires-Dist: {needed}") for line in required)
+    assert not any("scipy" in line or "threadpoolctl" in line for line in required), "only BLAS by pointer needs them"
+    extra = [line for line in lines if line.endswith(("extra == 'blas'", 'extra == "blas"'))]
+    assert [line.split()[1].partition(">")[0] for line in extra] == ["scipy", "threadpoolctl"]
     assert not any("cupy" in line or "torch" in line for line in required), "what needs a GPU is optional"
 
 

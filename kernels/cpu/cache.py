@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache as once
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from numba.core import event
 
 _numba_config: Any = numba.config  # its attributes are set at run time
 _config_lock = threading.RLock()
+_announced = False
 
 
 def _digest() -> str:
     h = hashlib.sha256()
     here = Path(__file__).parent
-    for source in (*sorted(here.glob("*.py")), here.parent / "step_state.py"):
+    for source in (*sorted(here.glob("*.py")), *sorted(here.parent.glob("*.py"))):
         h.update(source.name.encode())
         h.update(source.read_bytes())
     features = llvm.get_host_cpu_features().flatten()
@@ -94,6 +97,37 @@ def _forget(path: Path, name: str) -> bool:
     return bool(files)
 
 
+def _announce(path: Path | None) -> None:
+    """Say on stderr, once per process, what the seconds are spent on; not with ``NNFAST_QUIET=1``."""
+    global _announced
+    if _announced:
+        return
+    _announced = True
+    if os.environ.get("NNFAST_QUIET", "0") not in ("", "0") or sys.stderr is None:
+        return
+    kept = f"; they are kept in {path} for the next time" if path else ""
+    with suppress(OSError, ValueError):  # stderr is closed, and training does not need it
+        print(f"nnfast: compiling kernels for this processor{kept}", file=sys.stderr, flush=True)
+
+
+class _FirstPass(event.Listener):
+    """Called when Numba starts to compile; what it loads runs through no compiler pass."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def on_start(self, event: Any) -> None:
+        _announce(self.path)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def _announcing(path: Path | None) -> AbstractContextManager[Any]:
+    """A context in which the first function that is compiled, not loaded, is announced."""
+    return nullcontext() if _announced else event.install_listener("numba:run_pass", _FirstPass(path))
+
+
 def compiled(decorate: Callable[[bool], Any], name: str) -> Any:
     """``decorate(cache)`` with our folder; once more, from the source, where a file in it is damaged.
 
@@ -105,7 +139,7 @@ def compiled(decorate: Callable[[bool], Any], name: str) -> Any:
         The function's qualified name, by which its files are found.
     """
     path = folder()
-    with _numba_folder(path):
+    with _numba_folder(path), _announcing(path):
         if path is None:
             return decorate(False)
         try:

@@ -1,9 +1,9 @@
 """Matrix products, ``out = op(a) @ op(b) + beta * out``, cut into tasks.
 
 A task does some rows of the result, or some steps of the summed dimension, with the generated kernels of
-``product.py``; with plain loops where the whole product is tiny; or with BLAS, where the host's vectors are not
-known or ``NNFAST_GEMM=blas`` says so. BLAS is called by address (from ``scipy.linalg.cython_blas``), with leading
-dimensions, so nothing is copied; a row-major C = A B is the column-major C^T = B^T A^T.
+``product.py``; with plain loops where the whole product is tiny; or with BLAS where ``NNFAST_GEMM=blas`` asks for it.
+BLAS is called by address (from ``scipy.linalg.cython_blas``), with leading dimensions, so nothing is copied; a
+row-major C = A B is the column-major C^T = B^T A^T.
 """
 
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
@@ -23,9 +23,20 @@ from .specialise import function, kernel
 
 @once
 def blas_address(dtype: Any) -> int:
-    """Address of SciPy's sgemm or dgemm. It goes into the records: as a constant it would spoil the cache."""
+    """Address of SciPy's sgemm or dgemm. It goes into the records: as a constant it would spoil the cache.
+
+    Raises
+    ------
+    ImportError
+        If SciPy, or threadpoolctl, which keeps its BLAS to one thread, cannot be imported.
+    """
     from numba.extending import get_cython_function_address
 
+    try:
+        import scipy.linalg.cython_blas  # noqa: F401 - looked up by name below
+        import threadpoolctl  # noqa: F401 - threads.py needs it
+    except ImportError as error:
+        raise ImportError(f'NNFAST_GEMM=blas needs SciPy\'s BLAS: pip install "nnfast[blas]" ({error})') from error
     name = "sgemm" if np.dtype(dtype) == np.float32 else "dgemm"
     return int(get_cython_function_address("scipy.linalg.cython_blas", name))
 

@@ -20,8 +20,6 @@ from numba.core import cgutils
 
 from .intrinsics import intrinsic
 
-# Vectors of the kernel that does one row: half of the registers
-ROW_VECTORS = {64: 16, 32: 8, 16: 16}
 # Bits of a micro-kernel's `how`: add to what is in C; f(x) = max(x, 0) at the end
 ADD, RELU = 1, 2
 
@@ -36,6 +34,8 @@ class Shape:
         MR and the vectors in a row of the usual tile.
     few_rows : int
         Rows of the tile at the lower edge.
+    row_vectors : int
+        Vectors of the kernel that does one row.
     lanes : int
         Numbers in a vector: the columns of the tile at the right edge.
     """
@@ -43,6 +43,7 @@ class Shape:
     rows: int
     vectors: int
     few_rows: int
+    row_vectors: int
     lanes: int
 
     @property
@@ -52,7 +53,7 @@ class Shape:
 
 
 @once
-def vector_bytes() -> int:
+def fused_vector_bytes() -> int:
     """Bytes of the host's vectors with a fused multiply-add; 0 where it has none that are known here."""
     features = llvm.get_host_cpu_features()
     machine = llvm.get_process_triple().split("-")[0]
@@ -63,14 +64,21 @@ def vector_bytes() -> int:
     return 32 if features.get("avx2") and features.get("fma") else 0
 
 
-# Rows and vectors of a tile, and rows at the edge. The accumulators take 24, 12 and 24 of the 32, 16 and 32
-# registers, and leave room for the row of B and the broadcast of A.
-_TILES = {64: (12, 2, 4), 32: (6, 2, 2), 16: (8, 3, 4)}
+def vector_bytes() -> int:
+    """Bytes of the vectors that products use: the host's, or 16, which every compiler can make something of."""
+    return fused_vector_bytes() or 16
+
+
+# Rows and vectors of a tile, rows at the edge, and vectors of a single row: half of the registers. The accumulators
+# take 24, 12 and 24 of the 32, 16 and 32 registers, and leave room for the row of B and the broadcast of A.
+_TILES = {64: (12, 2, 4, 16), 32: (6, 2, 2, 8), 16: (8, 3, 4, 16)}
+# A host that is not known may have 16 registers only; with sums for more, a single row takes nine times as long
+_FEW_REGISTERS = (6, 2, 2, 8)
 
 
 def shape_for(dtype: np.dtype[Any], width: int) -> Shape:
     """The tiles for vectors of `width` bytes: 16, 32 or 64."""
-    return Shape(*_TILES[width], width // dtype.itemsize)
+    return Shape(*(_TILES[width] if fused_vector_bytes() else _FEW_REGISTERS), width // dtype.itemsize)
 
 
 def masks_loads(width: int) -> bool:
@@ -105,7 +113,9 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
             def llvm_function(name, result, *arguments):
                 return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
-            fma = llvm_function(f"llvm.fma.{kind}", vector, *[vector] * 3)
+            # Where no machine instruction is known to do it, LLVM may not call the C library for each number
+            multiply_add = "fma" if fused_vector_bytes() else "fmuladd"
+            fma = llvm_function(f"llvm.{multiply_add}.{kind}", vector, *[vector] * 3)
             zero = ir.Constant(vector, [ir.Constant(real, 0.0)] * lanes)
 
             def at(address, kind, offset=0):

@@ -225,7 +225,7 @@ class Blocking:
             "RELU": micro.RELU,
             # Half of a 64-byte vector takes half the time, or no longer than all of it
             "HALF": shape.lanes // 2 if width == 64 else 0,
-            "NR_ROW": micro.ROW_VECTORS[width] * shape.lanes,
+            "NR_ROW": shape.row_vectors * shape.lanes,
             "KC": depth,
             "NC": block,
         }
@@ -235,7 +235,7 @@ class Blocking:
             ("MICRO_HIGH_NARROW", shape.rows, 1, True),
             ("MICRO_LOW", shape.few_rows, shape.vectors, True),
             ("MICRO_LOW_NARROW", shape.few_rows, 1, True),
-            ("MICRO_ROW", 1, micro.ROW_VECTORS[width], False),
+            ("MICRO_ROW", 1, shape.row_vectors, False),
         ):
             names[name] = micro.micro_kernel(dtype, rows, vectors, shape.lanes, edge)
         for name in ("MICRO_HIGH", "MICRO_LOW"):
@@ -274,6 +274,5 @@ class Blocking:
 
 @once
 def blocking(dtype: Any) -> Blocking | None:
-    """The functions for `dtype`; ``None`` where this host's vectors are not known: BLAS does it then."""
-    width = micro.vector_bytes()
-    return Blocking(dtype, width) if width and tuning.GENERATED_PRODUCTS else None
+    """The functions for `dtype`; ``None`` where ``NNFAST_GEMM`` says that BLAS is to do it."""
+    return Blocking(dtype, micro.vector_bytes()) if tuning.generated_products() else None

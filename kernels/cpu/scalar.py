@@ -4,7 +4,8 @@ LLVM does not vectorise calls of libm: a loop over ``exp`` takes 3 ns per elemen
 Both sides of a condition are computed and one is selected, so there is no branch; NaN and infinity come
 through. The polynomials were fitted for this file: interpolation of the stated function at the Chebyshev
 nodes of the stated interval, in 60 digits, then rounded; within a factor of two of the best polynomial of
-the degree. ``tests/kernels/test_cpu_scalar.py`` states and checks the errors.
+the degree. ``tests/kernels/test_cpu_scalar.py`` states and checks the errors. Those of erf are in
+``erf_coefficients.py``, since array code computes with them too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from .. import erf_coefficients
 from .intrinsics import exponent_factors, polynomial, rounder, split_exponent
 from .specialise import function
 
@@ -50,61 +52,6 @@ LOG1P_COEFFICIENTS = {
         0.12001072809590713,
         0.08800738486144674,
         0.1616404561194353,
-    ),
-}
-# erf(x) / x - 1 as a function of x**2 in [0, 1]; relative error in erf 4.3e-8 and 8e-18
-ERF_COEFFICIENTS = {
-    np.dtype(np.float32): (
-        0.12837912142276764,
-        -0.37612342834472656,
-        0.11280316859483719,
-        -0.026715055108070374,
-        0.004921761807054281,
-        -0.0005648059886880219,
-    ),
-    np.dtype(np.float64): (
-        0.12837916709551256,
-        -0.37612638903183543,
-        0.11283791670945006,
-        -0.02686617064323777,
-        0.0052239776071164225,
-        -0.0008548325975389692,
-        0.00012055294904839707,
-        -1.492473690741966e-05,
-        1.6447424703317362e-06,
-        -1.6208483801871705e-07,
-        1.3720064546777686e-08,
-        -7.795898827002142e-10,
-    ),
-}
-# exp(a**2) erfc(a) as a function of 2 / (2 + a) - 0.4375, a in [1, 5] and [1, 6] (erfc is below half a unit
-# of erf's last place beyond); error times exp(-a**2): 1e-9 and 9e-18
-ERFC_COEFFICIENTS = {
-    np.dtype(np.float32): (
-        0.2056201994419098,
-        0.7408718466758728,
-        0.8501078486442566,
-        0.6084527373313904,
-        0.12427818030118942,
-        -0.19030135869979858,
-        -0.07289934903383255,
-    ),
-    np.dtype(np.float64): (
-        0.2056202208281023,
-        0.7408717917397519,
-        0.8500965210244251,
-        0.6084810582264709,
-        0.1254729852496592,
-        -0.19360571481569017,
-        -0.10609512849615774,
-        0.10706373196576377,
-        0.06363899814683142,
-        -0.09192902609288423,
-        -0.023557191330054857,
-        0.08959082622842449,
-        -0.022692787441832986,
-        -0.07106557518515765,
-        0.06417709956997757,
     ),
 }
 
@@ -185,7 +132,7 @@ def erf(x):
     inner = x + x * ERF_POLYNOMIAL(w)
     # An infinite or huge x must not meet 0 * inf in the branch that is selected
     b = T(ERF_END) if a > T(ERF_END) else a
-    outer = T(1.0) - EXP(-b * b) * ERFC_POLYNOMIAL(T(2.0) / (T(2.0) + b) - T(0.4375))
+    outer = T(1.0) - EXP(-b * b) * ERFC_POLYNOMIAL(T(2.0) / (T(2.0) + b) - T(ERFC_CENTRE))
     outer = -outer if x < T(0.0) else outer
     return inner if a < T(1.0) else outer
 
@@ -194,12 +141,17 @@ def erf(x):
 def names(dtype: np.dtype[Any]) -> dict[str, Any]:
     """The functions of this file for `dtype`, under the names that templates use: ``EXP``, ``TANH``, ..."""
     kind = types.float32 if dtype == np.float32 else types.float64
-    constants = {**_REDUCTION[dtype], "ROUNDER": rounder(kind), "ERF_END": 5.0 if dtype == np.float32 else 6.0}
+    constants = {
+        **_REDUCTION[dtype],
+        "ROUNDER": rounder(kind),
+        "ERFC_CENTRE": erf_coefficients.CENTRE,
+        "ERF_END": erf_coefficients.END[dtype.name],
+    }
     polynomials = {
         "EXP_POLYNOMIAL": polynomial(EXP_COEFFICIENTS[dtype]),
         "LOG1P_POLYNOMIAL": polynomial(LOG1P_COEFFICIENTS[dtype]),
-        "ERF_POLYNOMIAL": polynomial(ERF_COEFFICIENTS[dtype]),
-        "ERFC_POLYNOMIAL": polynomial(ERFC_COEFFICIENTS[dtype]),
+        "ERF_POLYNOMIAL": polynomial(erf_coefficients.ERF[dtype.name]),
+        "ERFC_POLYNOMIAL": polynomial(erf_coefficients.ERFC[dtype.name]),
     }
     found: dict[str, Any] = {}
     for template in (exp, expm1, log1p, log_above_1, sigmoid, softplus, tanh, erf):

@@ -30,8 +30,6 @@ PARALLEL_FLOPS = 200_000
 # Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that packing and edges, or BLAS's call, cost
 TINY_PRODUCT = 256
 
-# Whether products are done by the generated kernels (product.py), where the host's vectors are known, or by BLAS
-GENERATED_PRODUCTS = os.environ.get("NNFAST_GEMM", "generated") != "blas"
 # Steps of the summed dimension between two passes over C: a panel of A, 12 x 384 float32, takes 18 of the 32 KB
 # of a first-level cache
 PRODUCT_DEPTH = 384
@@ -57,6 +55,20 @@ PARALLEL_NS = 2_000
 # dW: up to this many elements each task sums over its own rows of the batch, which are in its cache and no other's,
 # into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 32_768
+
+
+def generated_products() -> bool:
+    """Whether products are done by the generated kernels (product.py), or by BLAS because ``NNFAST_GEMM`` says so.
+
+    Raises
+    ------
+    ValueError
+        If it says anything else.
+    """
+    asked = os.environ.get("NNFAST_GEMM") or "generated"
+    if asked not in ("generated", "blas"):
+        raise ValueError(f"NNFAST_GEMM is {asked!r}; expected 'generated' or 'blas'")
+    return asked == "generated"
 
 
 @dataclass(frozen=True)

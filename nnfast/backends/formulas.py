@@ -11,6 +11,10 @@ from collections.abc import Callable
 from math import pi, sqrt
 from typing import Any
 
+import numpy as np
+
+from ..kernels import erf_coefficients
+
 Array = Any
 
 # Klambauer et al., "Self-normalizing neural networks" (2017)
@@ -19,13 +23,46 @@ SELU_SCALE = 1.0507009873554804934193349852946
 _SQRT_2_PI = sqrt(2.0 / pi)
 
 
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    """Horner's rule, lowest coefficient first."""
+    value = x * coefficients[-1]
+    for c in coefficients[-2:0:-1]:
+        value += c
+        value *= x
+    return value + coefficients[0]
+
+
 def erf(xp: Any, x: Array) -> Array:
-    """The error function, from SciPy or from CuPy's copy of it."""
-    if xp.__name__ == "numpy":
-        from scipy.special import erf as scipy_erf
-    else:
-        from cupyx.scipy.special import erf as scipy_erf
-    return scipy_erf(x)
+    """The error function; CuPy's own, or array code.
+
+    The array code is that of the fused kernels (``kernels/erf_coefficients.py``): a polynomial in ``x**2`` below 1,
+    from there on ``1 - exp(-x**2)`` times one in ``2 / (2 + x)``, both interpolated at Chebyshev nodes for this
+    package. Largest errors found: 1.8 units in the last place in float32 and 1.3 in float64, where SciPy's are 2.8.
+
+    Parameters
+    ----------
+    xp : module
+        NumPy or CuPy.
+    x : array
+        Of any shape. Computed in float64 unless it is float32 or float16.
+
+    Returns
+    -------
+    array
+        Of the shape of `x`, float32 or float64.
+    """
+    if xp.__name__ != "numpy":
+        from cupyx.scipy.special import erf as cupyx_erf
+
+        return cupyx_erf(x)
+    x = xp.asarray(x)
+    dtype = np.dtype(np.float32 if x.dtype in (np.float16, np.float32) else np.float64)
+    x = x.astype(dtype, copy=False)
+    a = xp.minimum(xp.abs(x), erf_coefficients.END[dtype.name])
+    below = xp.minimum(a, 1.0)  # neither branch must meet a number that makes it overflow
+    inner = below + below * _polynomial(erf_coefficients.ERF[dtype.name], below * below)
+    tail = _polynomial(erf_coefficients.ERFC[dtype.name], 2.0 / (2.0 + a) - erf_coefficients.CENTRE)
+    return xp.copysign(xp.where(a < 1.0, inner, 1.0 - xp.exp(-a * a) * tail), x)
 
 
 def sigmoid(xp: Any, z: Array) -> Array:

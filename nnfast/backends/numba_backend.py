@@ -17,7 +17,7 @@ from .. import activations
 from ..activations import Activation
 from ..kernels import step_state as S
 from ..kernels.cpu import activations as tiles
-from ..kernels.cpu import gemm, linear, losses, pointwise, rows
+from ..kernels.cpu import gemm, linear, losses, pointwise, rows, tuning
 from ..kernels.cpu.driver import Call, Program
 from ..kernels.cpu.fusion import fused
 from ..random import keep_threshold
@@ -79,14 +79,25 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
             self._numpy("copy", src, out=out)
             return
         writable("copy", out=out)
-        self._emit(pointwise.copy_call(src, out))
+        if self._by_numpy(src):
+            np.copyto(out, src)
+        else:
+            self._emit(pointwise.copy_call(src, out))
 
     def fill(self, x: Array, value: float) -> None:
         if not native(x):
             self._numpy("fill", x, value)
             return
         writable("fill", x=x)
-        self._emit(pointwise.fill_call(x, value))
+        if self._by_numpy(x):
+            with np.errstate(over="ignore"):  # too large for float32 is infinite, as in the kernel
+                np.copyto(x, np.float64(value), casting="same_kind")
+        else:
+            self._emit(pointwise.fill_call(x, value))
+
+    def _by_numpy(self, x: Array) -> bool:
+        """Whether to do it now, and so little that a kernel's call costs several times as much."""
+        return self._record is None and x.size < tuning.PARALLEL_ELEMENTS
 
     # ---- primitives -------------------------------------------------------------------------------
     def gemm(

@@ -18,7 +18,7 @@ CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 @click.command("info", short_help="Show devices, versions and libraries.")
 @output_options
 def command(as_json: bool) -> None:
-    """Show devices (and why one cannot be used), versions, BLAS, threads, CPU and folders."""
+    """Show devices (and why one cannot be used), versions, kernels, BLAS, threads, CPU and folders."""
     facts = collect()
     _show(facts)
     if as_json:
@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
 
 def collect() -> dict[str, Any]:
     """The facts, as ``--json`` prints them."""
-    from .. import machine
+    from .. import blas, machine
     from ..devices import available_devices
 
     devices = available_devices()
@@ -36,6 +36,7 @@ def collect() -> dict[str, Any]:
         why_not = None
     except ValueError as error:  # NNFAST_DEVICE may name anything
         chosen, why_not = None, str(error)
+    kernels, libraries = _kernels(), blas.loaded()
     return {
         "version": version(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
@@ -44,7 +45,9 @@ def collect() -> dict[str, Any]:
         "default_device": chosen,
         "default_device_error": why_not,
         "packages": {name: machine.installed(name) for name in (*PACKAGES, *CUPY)},
-        "blas": machine.blas(),
+        "kernels": kernels,
+        "blas": libraries,
+        "blas_warning": blas.warning(libraries, kernels["machine_bits"]),
         "numba": _numba(),
         "cpu": machine.cpu(),
         "folders": _folders(),
@@ -66,6 +69,28 @@ def _resolve() -> str:
     from ..devices import resolve
 
     return resolve()
+
+
+def _kernels() -> dict[str, Any]:
+    """How the ``numba`` device does products, its vectors in bits, and rows and columns of a tile of the result."""
+    import numpy as np
+
+    facts: dict[str, Any] = {"products": None, "machine_bits": None, "vector_bits": None, "tiles": None, "error": None}
+    try:
+        from ..kernels.cpu import micro, tuning
+
+        width = micro.vector_bytes()
+        facts["machine_bits"] = 8 * micro.fused_vector_bytes() or None
+        facts["products"] = "generated" if tuning.generated_products() else "blas"
+    except Exception as error:  # no Numba, or NNFAST_GEMM names anything
+        facts["error"] = f"{type(error).__name__}: {error}"
+        return facts
+    # BLAS does products only: the other kernels are compiled for the machine's vectors either way
+    facts["vector_bits"] = 8 * width
+    if facts["products"] == "generated":
+        shapes = {name: micro.shape_for(np.dtype(name), width) for name in ("float32", "float64")}
+        facts["tiles"] = {name: [shape.rows, shape.columns] for name, shape in shapes.items()}
+    return facts
 
 
 def _numba() -> dict[str, Any] | None:
@@ -117,9 +142,14 @@ def _show(facts: dict[str, Any]) -> None:
         rows.append(["default", facts["default_device_error"]])
     versions = [f"{name} {found}" for name, found in facts["packages"].items() if found]
     rows.append(["packages", ", ".join(versions)])
-    for blas in facts["blas"]:
-        core = f", core type {blas['core']}" if blas["core"] else ""
-        rows.append(["BLAS", f"{blas['library']} {blas['version']}{core}, {blas['threads']} threads: {blas['path']}"])
+    rows.append(["kernels", _kernels_line(facts["kernels"])])
+    for found in facts["blas"]:
+        core = f", core type {found['core']}" if found["core"] else ""
+        # threadpoolctl knows how many threads it has, and where it is
+        where = f", {found['threads']} threads: {found['path']}" if found["path"] else ", as NumPy was built"
+        rows.append(["BLAS", f"{found['library']} {found['version']}{core}{where}"])
+    if facts["blas_warning"]:
+        rows.append(["warning", facts["blas_warning"]])
     numba = facts["numba"]
     layer = numba.get("error") or f"threading layer {numba['threading_layer']}, {numba['threads']} threads"
     rows.append(["Numba", layer])
@@ -129,3 +159,13 @@ def _show(facts: dict[str, Any]) -> None:
     rows += [[name, path or "not found"] for name, path in facts["folders"].items()]
     rows += [["environment", f"{name}={value}"] for name, value in facts["environment"].items()]
     print_table(rows)
+
+
+def _kernels_line(kernels: dict[str, Any]) -> str:
+    if kernels["error"]:
+        return str(kernels["error"])
+    vectors = f"vectors of {kernels['vector_bits']} bits"
+    if kernels["products"] == "blas":
+        return f"{vectors}, products by SciPy's BLAS (NNFAST_GEMM=blas)"
+    tiles = " and ".join(f"{rows} x {columns} ({name})" for name, (rows, columns) in kernels["tiles"].items())
+    return f"{vectors}, products generated, in tiles of {tiles}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -585,9 +587,37 @@ def test_unfused_optimizer_is_numpys(rng, dtype, name):
 # ---- memory -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("target", [np.float32, np.float64])
-def test_copy_and_fill(rng, source, target):
-    src = (10 * rng.standard_normal((33, 7))).astype(source)
-    (want,), (got,) = both(lambda bk, o: bk.copy(src, out=o), np.zeros((33, 7), target))
+@pytest.mark.parametrize("shape", [(33, 7), LARGE], ids=str)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_copy_and_fill(rng, source, target, shape, recorded):
+    src = (10 * rng.standard_normal(shape)).astype(source)
+
+    def run(bk, step):
+        bk.capture(step).run() if recorded else step(bk)
+
+    (want,), (got,) = both(lambda bk, o: run(bk, lambda b: b.copy(src, out=o)), np.zeros(shape, target))
     np.testing.assert_array_equal(got, want)
-    (want,), (got,) = both(lambda bk, o: bk.fill(o, 2.5), np.zeros((33, 7), target))
-    np.testing.assert_array_equal(got, want)
+    assert (got == src.astype(target)).all()
+    for value in (2.5, np.inf, np.nan, -1e30):
+        (want,), (got,) = both(lambda bk, o, v=value: run(bk, lambda b: b.fill(o, v)), np.zeros(shape, target))
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got, np.full(shape, value, target))
+
+
+@pytest.mark.parametrize("shape", [(33, 7), LARGE], ids=str)
+def test_copy_and_fill_on_numba_at_the_limits(shape):
+    """Small arrays, which NumPy does, as large ones: no warning of overflow, nothing written to what is read-only."""
+    x = np.zeros(shape, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NUMBA.fill(x, 1e300)
+    assert np.isposinf(x).all()
+    y = np.zeros(shape, np.float32)
+    y.flags.writeable = False
+    with pytest.raises(ValueError, match="fill: x is read-only"):
+        NUMBA.fill(y, 1.0)
+    with pytest.raises(ValueError, match="copy: out is read-only"):
+        NUMBA.copy(x, out=y)
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        NUMBA.fill(x, "one")
+    assert not y.any()

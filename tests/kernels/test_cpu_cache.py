@@ -35,7 +35,7 @@ print(len(hits), sum(hits))
 def run(folder, code=PROGRAM, **env):
     result = subprocess.run(
         [sys.executable, "-W", "always::RuntimeWarning", "-c", textwrap.dedent(code)],
-        env={**os.environ, "NNFAST_CACHE": str(folder), "NUMBA_NUM_THREADS": "2", **env},
+        env={**os.environ, "NNFAST_CACHE": str(folder), "NUMBA_NUM_THREADS": "2", "NNFAST_QUIET": "0", **env},
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,10 +73,44 @@ def test_a_second_process_compiles_nothing_and_damage_is_repaired(tmp_path):
     assert counts(run(tmp_path)) == (total, total)
 
 
+def announcements(result):
+    return [line for line in result.stderr.splitlines() if line.startswith("nnfast: ")]
+
+
+FIT = """
+import nnfast as nf
+model = nf.Sequential([nf.Dense(4, "relu"), nf.Dense(2)])
+model.fit([[0.0], [1.0]] * 8, [0, 1] * 8, loss="cross_entropy", device="numba", epochs=2, verbose=0)
+"""
+
+
+def test_compiling_is_announced_once_and_loading_is_not(tmp_path):
+    (line,) = announcements(run(tmp_path, FIT))
+    (folder,) = tmp_path.iterdir()
+    assert line == f"nnfast: compiling kernels for this processor; they are kept in {folder} for the next time"
+    assert announcements(run(tmp_path, FIT)) == []
+    # One more function than the cache has
+    assert announcements(run(tmp_path, FIT.replace("relu", "tanh"))) == [line]
+    next(p for p in files(tmp_path) if p.suffix == ".nbi").unlink()
+    assert announcements(run(tmp_path, FIT, NNFAST_QUIET="1")) == []
+    assert announcements(run(tmp_path, FIT)) == []
+
+
+@pytest.mark.parametrize("close", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)"])
+def test_a_closed_stderr_is_no_reason_to_fail(tmp_path, close):
+    program = f"import os, sys\n{close}\n" + textwrap.dedent("""
+        from nnfast.kernels.cpu import driver
+        driver._driver(False)
+        print("done")
+    """)
+    assert run(tmp_path, program).stdout == "done\n"
+
+
 def test_folder_that_cannot_be_made_costs_one_warning(tmp_path):
     (tmp_path / "file").write_text("")
     result = run(tmp_path / "file" / "below")
     assert result.stderr.count("compiled kernels are not cached") == 1
+    assert announcements(result) == ["nnfast: compiling kernels for this processor"]
 
 
 def test_foreign_and_open_folders_are_refused(tmp_path, monkeypatch):
@@ -115,7 +149,7 @@ def test_every_source_is_in_the_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "__file__", str(kernels / "cpu" / "cache.py"))
     before = cache._digest()
     assert before == cache._digest()
-    for name in ("cpu/tuning.py", "step_state.py"):
+    for name in ("cpu/tuning.py", "step_state.py", "erf_coefficients.py"):
         changed = kernels / name
         changed.write_text(changed.read_text() + "\n# changed\n")
         after = cache._digest()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from itertools import product as combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,17 +172,92 @@ def test_the_result_does_not_depend_on_the_number_of_threads(width: int, monkeyp
     assert (results[0] == results[2]).all()
 
 
-def test_blas_where_the_host_s_vectors_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro, "vector_bytes", lambda: 0)
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    """Which functions do products is decided anew, before and after."""
     product.blocking.cache_clear()
+    yield
+    product.blocking.cache_clear()
+
+
+def test_blas_where_it_is_asked_for(fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("threadpoolctl")
+    monkeypatch.setenv("NNFAST_GEMM", "blas")
+    for trans_a, trans_b in combinations((False, True), repeat=2):
+        a, b, expected, bound = _operands(25, 33, 64, trans_a, trans_b, "float32")
+        out = np.empty((25, 33), np.float32)
+        calls = gemm.gemm_calls(a, b, out, trans_a, trans_b, 0.0)
+        assert any(call.blas for call in calls)
+        _run(calls)
+        assert (np.abs(out - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("missing", ["scipy.linalg.cython_blas", "threadpoolctl"])
+def test_blas_needs_its_extra(fresh_choice: None, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setenv("NNFAST_GEMM", "blas")
+    monkeypatch.setitem(sys.modules, missing, None)
+    gemm.blas_address.cache_clear()
+    a = np.ones((20, 20), np.float32)
+    with pytest.raises(ImportError, match=r"NNFAST_GEMM=blas needs SciPy.*nnfast\[blas\]"):
+        gemm.gemm_calls(a, a, np.empty_like(a), False, False, 0.0)
+
+
+def test_another_choice_of_product_is_refused(fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNFAST_GEMM", "mkl")
+    a = np.ones((20, 20), np.float32)
+    with pytest.raises(ValueError, match=r"NNFAST_GEMM is 'mkl'; expected 'generated' or 'blas'"):
+        gemm.gemm_calls(a, a, np.empty_like(a), False, False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "fused", "width"),
+    [
+        ("x86_64-unknown-linux-gnu", ("avx512f", "avx2", "fma"), 64, 64),
+        ("x86_64-unknown-linux-gnu", ("avx2", "fma"), 32, 32),
+        ("x86_64-unknown-linux-gnu", ("avx", "sse2"), 0, 16),
+        ("arm64-apple-darwin", (), 16, 16),
+        ("riscv64-unknown-linux-gnu", (), 0, 16),
+    ],
+)
+def test_vectors(
+    monkeypatch: pytest.MonkeyPatch, triple: str, features: tuple[str, ...], fused: int, width: int
+) -> None:
+    monkeypatch.setattr(micro.llvm, "get_process_triple", lambda: triple)
+    monkeypatch.setattr(micro.llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True))
+    micro.fused_vector_bytes.cache_clear()
     try:
-        for trans_a, trans_b in combinations((False, True), repeat=2):
-            a, b, expected, bound = _operands(25, 33, 64, trans_a, trans_b, "float32")
-            out = np.empty((25, 33), np.float32)
-            calls = gemm.gemm_calls(a, b, out, trans_a, trans_b, 0.0)
-            assert any(call.blas for call in calls)
-            _run(calls)
-            assert (np.abs(out - expected) <= bound).all()
+        assert (micro.fused_vector_bytes(), micro.vector_bytes()) == (fused, width)
     finally:
-        monkeypatch.undo()
-        product.blocking.cache_clear()
+        micro.fused_vector_bytes.cache_clear()
+
+
+def test_a_host_whose_vectors_are_not_known(tmp_path: Path) -> None:
+    """In a process that compiles for a machine with no fused multiply-add and few registers."""
+    script = """
+        import numpy as np
+        from nnfast.kernels.cpu import micro
+        micro.fused_vector_bytes = lambda: 0
+        from nnfast.backends.numba_backend import NumbaBackend
+        from nnfast.kernels.cpu import specialise
+        rng = np.random.default_rng(0)
+        for dtype in (np.float32, np.float64):
+            for m, n, k in ((25, 33, 64), (1, 40, 30), (30, 1, 70), (9, 17, 400)):
+                a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+                out = np.full((m, n), np.nan, dtype)
+                NumbaBackend().gemm(a, b, out=out)
+                wide = [x.astype(np.float64) for x in (a, b)]
+                bound = 8 * np.finfo(dtype).eps * (np.abs(wide[0]) @ np.abs(wide[1]))
+                assert (np.abs(out - wide[0] @ wide[1]) <= bound).all(), (dtype, m, n, k)
+        kernels = [f for (template, *_), f in specialise._kernels.items() if template.__name__ == "generated_product"]
+        assert len(kernels) == 2
+        for found in kernels:
+            ir = found.inspect_llvm()
+            assert "llvm.fma." not in ir, "the C library would do it"
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "NNFAST_CACHE": str(tmp_path), "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
