@@ -51,7 +51,7 @@ def bars(results: Sequence[Result], path: PathArgument = None) -> Any:
 
 def _bars_of(ax: Any, result: Result) -> None:
     best = result.best_peer or min(result.timed, key=lambda timing: timing.median)
-    timings = sorted(result.timed, key=lambda timing: timing.median, reverse=True)
+    timings = sorted(result.timed, key=lambda timing: result.speedup(timing, best))
     speeds = [result.speedup(timing, best) for timing in timings]
     colours = [GREY if timing.name in PEERS else COLOURS[0] for timing in timings]
     ax.barh([timing.name for timing in timings], speeds, color=colours, height=0.7, zorder=2)

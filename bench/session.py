@@ -36,7 +36,7 @@ class Session:
     """
 
     def __init__(self, name: str, workload: Workload, threads: int) -> None:
-        self.at_start = peak_memory()
+        self.name, self.at_start = name, peak_memory()
         self.contender = ENTRIES[name].load()
         if workload.predict:
             workload = replace(workload, rows=workload.batch)  # nobody trains

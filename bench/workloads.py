@@ -22,8 +22,8 @@ Weights = list[tuple[np.ndarray, np.ndarray]]
 
 
 def rows_for(batch: int) -> int:
-    """Rows of a data set of 16 batches, of 4 where they are large and of 2 where they are huge."""
-    return batch * (16 if batch < LARGE else 4 if batch <= 4 * LARGE else 2)
+    """Rows of a data set of 16 batches, or of 2 large ones."""
+    return batch * (16 if batch < LARGE else 2)
 
 
 @dataclass(frozen=True)
