@@ -18,8 +18,8 @@ from .. import machine
 from .contenders import ENTRIES
 from .floor import FloorSession, steps_of
 from .process import ContenderError, Remote, busy_seconds
-from .results import FLOOR, Result, Timing
 from .session import Session
+from .timings import FLOOR, Result, Timing
 from .workloads import Workload
 
 __all__ = ["Settings", "calibrate", "measure", "slope"]

@@ -8,7 +8,7 @@ from typing import Any
 from ..plotting.style import COLOURS, GREY, MARKERS, PathArgument, finish, grid_of_axes, new_figure, tidy
 from .contenders import ENTRIES, PEERS
 from .report import duration
-from .results import Result
+from .timings import Result
 
 __all__ = ["bars", "throughput"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .floor import flops
 from .measure import Settings
-from .results import FLOOR, Result, Timing
+from .timings import FLOOR, Result, Timing
 
 __all__ = ["HEADER", "as_json", "benchmark_name", "extra_info", "table"]
 

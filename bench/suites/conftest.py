@@ -10,7 +10,7 @@ import pytest
 from nnfast.bench import choice, header, report
 from nnfast.bench.contenders import ENTRIES
 from nnfast.bench.measure import Settings, measure
-from nnfast.bench.results import Result
+from nnfast.bench.timings import Result
 from nnfast.bench.workloads import PRESETS, Workload
 
 _elapsed = 0.0

@@ -13,7 +13,7 @@ from .common import check_picture, check_writable, echo, finite, print_table, sa
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
-    from ..bench.results import Result
+    from ..bench.timings import Result
     from ..bench.workloads import Workload
 
 FAILED = 1

@@ -10,8 +10,8 @@ import numpy as np
 
 from nnfast.bench.contenders import ENTRIES
 from nnfast.bench.measure import Settings
-from nnfast.bench.results import FLOOR, Result, Timing
 from nnfast.bench.session import Session
+from nnfast.bench.timings import FLOOR, Result, Timing
 from nnfast.bench.workloads import Workload, find, initial_weights, make_data, prediction_rows
 
 QUICK = Settings(rounds=2, seconds=1e-4, pause=0.0, threads=1)

@@ -11,8 +11,8 @@ import pytest
 from nnfast.bench import measure as measure_module
 from nnfast.bench.floor import FloorSession, flops, products, steps_of
 from nnfast.bench.measure import Settings, calibrate, measure, slope
-from nnfast.bench.results import FLOOR
 from nnfast.bench.session import Session
+from nnfast.bench.timings import FLOOR
 from nnfast.bench.workloads import find
 
 from .helpers import QUICK, FaultySession, made_result, small

