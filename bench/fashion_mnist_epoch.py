@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ class Session:
         from nnfast import datasets
 
         data = datasets.load("fashion-mnist")
-        self.X = data.X_train.reshape(len(data.X_train), -1).astype(np.float32) / 255
+        images = np.asarray(data.X_train)
+        self.X = images.reshape(len(images), -1).astype(np.float32) / 255
         self.y = np.asarray(data.y_train)
         self.name = name
         if name == "scikit-learn":
@@ -89,7 +91,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         for _ in range(settings.rounds):
             for name, remote in remotes.items():
                 time.sleep(settings.pause)
-                results[name]["seconds"].append(slope(lambda epochs, r=remote: r.call("run", epochs), COUNTS))
+                results[name]["seconds"].append(slope(partial(remote.call, "run"), COUNTS))
         for name, remote in remotes.items():
             results[name]["loss"], results[name]["peak_memory_mb"] = remote.call("state")
     except ContenderError as error:

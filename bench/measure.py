@@ -7,23 +7,23 @@ the data, recording, allocation) does not count, and nothing that happens in a s
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from .. import machine
-from .contenders import ENTRIES, PEERS
-from .floor import FloorSession, flops, steps_of
-from .process import ContenderError, Remote
+from .contenders import ENTRIES
+from .floor import FloorSession, steps_of
+from .process import ContenderError, Remote, busy_seconds
 from .session import Session
+from .timings import FLOOR, Result, Timing
 from .workloads import Workload
 
-__all__ = ["FLOOR", "Result", "Settings", "Timing", "calibrate", "measure", "slope"]
+__all__ = ["Settings", "calibrate", "measure", "slope"]
 
-FLOOR = "GEMM floor"
 AGREEMENT_STEPS = 10
 LOSS_TOLERANCE = 1e-3
 PREDICTION_TOLERANCE = 1e-4
@@ -58,108 +58,6 @@ class Settings:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if not self.seconds > 0 or self.pause < 0:
             raise ValueError(f"seconds must be above 0 and pause at least 0, got {self.seconds} and {self.pause}")
-
-
-@dataclass
-class Timing:
-    """What was measured of one contender.
-
-    Attributes
-    ----------
-    name : str
-        The contender.
-    steps : list of float
-        Seconds per step (or prediction), one for each round.
-    counts : tuple of int
-        The two numbers of epochs (or predictions) of a turn.
-    disagreement : float
-        Largest relative difference of its results from the plain NumPy network's.
-    peak_mb, increase_mb : float
-        Peak memory of its process, and what of it came after the process's start.
-    error : str or None
-        Why there is no more, if so.
-    details : str
-        The traceback to `error`.
-    """
-
-    name: str
-    steps: list[float] = field(default_factory=list)
-    counts: tuple[int, int] = (0, 0)
-    disagreement: float = 0.0
-    peak_mb: float = 0.0
-    increase_mb: float = 0.0
-    error: str | None = None
-    details: str = ""
-
-    @property
-    def median(self) -> float:
-        """Seconds per step."""
-        return statistics.median(self.steps)
-
-
-@dataclass
-class Result:
-    """What was measured of one workload.
-
-    Attributes
-    ----------
-    workload : Workload
-        Which.
-    timings : dict
-        By contender.
-    floor : Timing
-        The matrix products of a step alone.
-    peaks : list of float
-        Operations per second of a large product, in each round.
-    blas : list of dict
-        The BLAS libraries of the floor's process.
-    unable : dict
-        Contenders that cannot express the workload, with the reason.
-    """
-
-    workload: Workload
-    timings: dict[str, Timing]
-    floor: Timing
-    peaks: list[float] = field(default_factory=list)
-    blas: list[dict[str, object]] = field(default_factory=list)
-    unable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def timed(self) -> list[Timing]:
-        """The contenders that came to the end."""
-        return [timing for timing in self.timings.values() if timing.error is None]
-
-    @property
-    def errors(self) -> list[str]:
-        """What went wrong, by contender."""
-        return [timing.error for timing in (self.floor, *self.timings.values()) if timing.error is not None]
-
-    @property
-    def best_peer(self) -> Timing | None:
-        """The fastest contender that is not nnfast."""
-        return min((t for t in self.timed if t.name in PEERS), key=lambda t: t.median, default=None)
-
-    def samples_per_second(self, timing: Timing) -> float:
-        """Rows per second."""
-        return self.workload.rows_per_step / timing.median
-
-    def speedup(self, timing: Timing, other: Timing) -> float:
-        """How many times the speed of `other` a contender has: the median of the rounds' ratios."""
-        return _ratio(other.steps, timing.steps)
-
-    def times_floor(self, timing: Timing) -> float:
-        """How many times the floor's time a contender takes: the median of the rounds' ratios."""
-        return _ratio(timing.steps, self.floor.steps)
-
-    def peak_share(self, timing: Timing) -> float:
-        """The rate of the step's matrix products, as a share of the rate of a large one in the same round."""
-        work = flops(self.workload)
-        return statistics.median(work / (s * peak) for s, peak in zip(timing.steps, self.peaks, strict=True))
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of the ratios of each round, since the machine's speed drifts from round to round."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def calibrate(run: Callable[[int], float], seconds: float) -> tuple[int, int]:
@@ -250,21 +148,31 @@ class _Run:
     def run(self) -> None:
         """Check, calibrate, take turns."""
         self._each("starting", lambda timing, remote: remote.receive())
-        floor = self.remotes[FLOOR]
-        if self.result.floor.error is None:
-            self.say("reference")
-            self.reference = floor.call("reference", AGREEMENT_STEPS)
+        self.reference: np.ndarray | None = None
+        self._each("checking", self._refer)
         if not self.result.workload.predict:
             self._each("checking", self._check_losses)
         self._each("preparing", lambda timing, remote: remote.call("prepare"))
         if self.result.workload.predict:
             self._each("checking", self._check_predictions)
         self._each("calibrating", self._calibrate)
+        began, others = time.perf_counter(), self._other_seconds()
         for number in range(1, self.settings.rounds + 1):
             self._each(f"round {number} of {self.settings.rounds}:", self._turn)
-        self._each("ending", self._memory)
-        if self.result.floor.error is None:
-            self.result.blas = floor.call("blas")
+        now = self._other_seconds()
+        if others is not None and now is not None:
+            self.result.other_load = max(0.0, now - others) / (time.perf_counter() - began)
+        self._each("ending", self._end)
+
+    def _other_seconds(self) -> float | None:
+        """Time that all cores have been busy with other programs, since some time ago."""
+        seconds = busy_seconds()
+        for remote in self.remotes.values():
+            own = remote.busy_seconds()
+            if seconds is None or own is None:
+                return None
+            seconds -= own
+        return None if seconds is None else seconds - time.process_time()
 
     def _each(self, what: str, do: Callable[[Timing, Remote], None]) -> None:
         for timing in (self.result.floor, *self.result.timings.values()):
@@ -278,6 +186,10 @@ class _Run:
                 timing.details = getattr(error, "details", "")
                 self.remotes[timing.name].kill()  # its memory and threads are not for the others to bear
 
+    def _refer(self, timing: Timing, remote: Remote) -> None:
+        if timing is self.result.floor:
+            self.reference = remote.call("reference", AGREEMENT_STEPS)
+
     def _check_losses(self, timing: Timing, remote: Remote) -> None:
         if timing is not self.result.floor:
             losses = np.array(remote.call("losses", AGREEMENT_STEPS))
@@ -286,11 +198,15 @@ class _Run:
     def _check_predictions(self, timing: Timing, remote: Remote) -> None:
         if timing is not self.result.floor:
             kind, outputs = remote.call("predictions")
-            reference = _softmax(self.reference) if kind == "probabilities" else self.reference
-            self._compare(timing, outputs, reference, "predictions", PREDICTION_TOLERANCE)
+            expected = self.reference
+            if kind == "probabilities" and expected is not None:
+                expected = _probabilities(expected)
+            self._compare(timing, outputs, expected, "predictions", PREDICTION_TOLERANCE)
 
     @staticmethod
-    def _compare(timing: Timing, found: np.ndarray, expected: np.ndarray, what: str, tolerance: float) -> None:
+    def _compare(timing: Timing, found: np.ndarray, expected: np.ndarray | None, what: str, tolerance: float) -> None:
+        if expected is None:
+            raise ArithmeticError(f"its {what} could not be checked, since the floor's process failed")
         if found.shape != expected.shape:
             raise ArithmeticError(f"its {what} have the shape {found.shape}, not {expected.shape}")
         if what == "predictions":
@@ -307,20 +223,24 @@ class _Run:
 
     def _calibrate(self, timing: Timing, remote: Remote) -> None:
         time.sleep(self.settings.pause)
-        timing.counts = calibrate(lambda count: float(remote.call("run", count)), self.settings.seconds)
+        timing.counts = calibrate(partial(remote.call, "run"), self.settings.seconds)
 
     def _turn(self, timing: Timing, remote: Remote) -> None:
         time.sleep(self.settings.pause)
-        seconds = slope(lambda count: float(remote.call("run", count)), timing.counts)
+        seconds = slope(partial(remote.call, "run"), timing.counts)
         timing.steps.append(seconds / len(steps_of(self.result.workload)))
         if timing is self.result.floor:
             self.result.peaks.append(remote.call("peak"))
 
-    @staticmethod
-    def _memory(timing: Timing, remote: Remote) -> None:
+    def _end(self, timing: Timing, remote: Remote) -> None:
         timing.peak_mb, timing.increase_mb = remote.call("memory")
+        if timing is self.result.floor:
+            self.result.blas = remote.call("blas")
 
 
-def _softmax(z: np.ndarray) -> np.ndarray:
+def _probabilities(z: np.ndarray) -> np.ndarray:
+    """Of each class from its logit; of the class 1 from a single one."""
+    if z.shape[1] == 1:
+        return 1 / (1 + np.exp(-z))
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..plotting.style import COLOURS, GREY, MARKERS, PathArgument, finish, grid_of_axes, new_figure, tidy
 from .contenders import ENTRIES, PEERS
-from .measure import Result
 from .report import duration
+from .timings import Result
 
 __all__ = ["bars", "throughput"]
 
@@ -43,7 +43,7 @@ def bars(results: Sequence[Result], path: PathArgument = None) -> Any:
     if not results:
         raise ValueError("there is nothing to draw: no contender came to the end")
     most = max(len(result.timed) for result in results)
-    figure, axes = grid_of_axes(len(results), 5.6, 1.1 + _BAR * most)
+    figure, axes = grid_of_axes(len(results), 5.6, 1.1 + _BAR * most, 2 if len(results) == 4 else 3)
     for ax, result in zip(axes, results, strict=True):
         _bars_of(ax, result)
     return finish(figure, path)
@@ -51,7 +51,7 @@ def bars(results: Sequence[Result], path: PathArgument = None) -> Any:
 
 def _bars_of(ax: Any, result: Result) -> None:
     best = result.best_peer or min(result.timed, key=lambda timing: timing.median)
-    timings = sorted(result.timed, key=lambda timing: timing.median, reverse=True)
+    timings = sorted(result.timed, key=lambda timing: result.speedup(timing, best))
     speeds = [result.speedup(timing, best) for timing in timings]
     colours = [GREY if timing.name in PEERS else COLOURS[0] for timing in timings]
     ax.barh([timing.name for timing in timings], speeds, color=colours, height=0.7, zorder=2)

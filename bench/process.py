@@ -10,12 +10,12 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ContenderError", "Remote", "peak_memory", "thread_settings"]
+__all__ = ["ContenderError", "Remote", "busy_seconds", "peak_memory", "thread_settings"]
 
 _JOIN_SECONDS = 5.0  # for a process that was told to end, before it is killed
 
@@ -77,6 +77,15 @@ def peak_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def busy_seconds() -> float | None:
+    """Time that all cores of this machine have been busy, since it started; ``None`` where it is not known."""
+    try:
+        user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 class Remote:
     """An object in a process of its own.
 
@@ -130,18 +139,22 @@ class Remote:
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object, and wait for what it returns."""
-        try:
+        with suppress(ConnectionError):  # it has died, and receive() says how
             self._pipe.send((method, args))
-        except (BrokenPipeError, ConnectionError):
-            pass  # it has died, and receive() says how
         return self.receive()
+
+    def busy_seconds(self) -> float | None:
+        """Time that its threads have been busy; ``None`` where it is not known."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         """End the process: by a word, or by force where it does not listen."""
-        try:
+        with suppress(OSError):
             self._pipe.send(None)
-        except OSError:
-            pass
         self._pipe.close()
         self._process.join(_JOIN_SECONDS)
         self.kill()

@@ -11,7 +11,8 @@ from itertools import chain
 from typing import Any
 
 from .floor import flops
-from .measure import FLOOR, Result, Settings, Timing
+from .measure import Settings
+from .timings import FLOOR, Result, Timing
 
 __all__ = ["HEADER", "as_json", "benchmark_name", "extra_info", "table"]
 
@@ -21,12 +22,9 @@ _FORMAT_VERSION = "5.0.0"  # of pytest-benchmark, whose JSON this is
 
 def duration(seconds: float) -> str:
     """A time with three digits and its unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            break
-    else:
-        unit, size = "ns", 1e-9
-    value = seconds / size
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 0.0))
+    unit, size = next(item for item in units if seconds >= item[1])
+    value = seconds / (size or 1e-9)
     return f"{value:.{max(0, 2 - (value >= 10) - (value >= 100))}f} {unit}"
 
 
@@ -77,6 +75,7 @@ def extra_info(result: Result, timing: Timing) -> dict[str, Any]:
         "speedup_over_best_peer": result.speedup(timing, best) if best else None,
         "speedup_over": others,
         "times_floor": result.times_floor(timing) if floored else None,
+        "other_load": result.other_load,
         "gemm_flops_per_step": flops(result.workload),
         "gemm_peak_share": result.peak_share(timing) if floored else None,
         "gemm_peak_flops": statistics.median(result.peaks) if floored else None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .contenders import ENTRIES
 from .process import peak_memory
 from .workloads import Workload, initial_weights, make_data, prediction_rows
+
+if TYPE_CHECKING:
+    from .contenders.base import Contender
 
 __all__ = ["Session"]
 
@@ -33,7 +36,7 @@ class Session:
     """
 
     def __init__(self, name: str, workload: Workload, threads: int) -> None:
-        self.at_start = peak_memory()
+        self.name, self.at_start = name, peak_memory()
         self.contender = ENTRIES[name].load()
         if workload.predict:
             workload = replace(workload, rows=workload.batch)  # nobody trains
@@ -41,12 +44,12 @@ class Session:
         self.weights = initial_weights(workload)
         self.X, self.y = make_data(workload)
 
-    def _build(self, workload: Workload) -> Any:
+    def _build(self, workload: Workload) -> Contender:
         return self.contender(workload, self.weights, self.X, self.y, self.threads)
 
     def losses(self, steps: int) -> list[float]:
         """Losses of the first steps with nothing left to chance: no shuffle, no dropout."""
-        return self._build(self.workload.without_chance()).losses(steps)  # type: ignore[no-any-return]
+        return self._build(self.workload.without_chance()).losses(steps)
 
     def prepare(self) -> None:
         """Make the network that is timed."""
@@ -56,7 +59,7 @@ class Session:
 
     def predictions(self) -> tuple[str, np.ndarray]:
         """What the outputs are, and the outputs."""
-        return self.contender.outputs, np.array(self.timed.predict(self.inputs))
+        return self.timed.outputs, np.array(self.timed.predict(self.inputs))
 
     def run(self, count: int) -> float:
         """Seconds of so many epochs, or predictions."""

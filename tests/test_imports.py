@@ -46,9 +46,13 @@ HEAVY = {
 
 def _modules() -> list[str]:
     files = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-    kernels = (Path("kernels") / p.relative_to(PACKAGE / "kernels") for p in (PACKAGE / "kernels").rglob("*.py"))
-    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in (*files, *kernels)}
-    return sorted(names - {"__init__"})
+    linked = (
+        Path(link) / p.relative_to(PACKAGE / link)
+        for link in ("kernels", "bench")
+        for p in (PACKAGE / link).rglob("*.py")
+    )
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in (*files, *linked)}
+    return sorted(name for name in names - {"__init__"} if not name.startswith("bench.suites"))  # not in the package
 
 
 def _file(module: str) -> Path:
@@ -107,6 +111,7 @@ def test_the_reader_of_imports_reads() -> None:
     own, others = _imported("training.run")
     assert {"training.sources", "kernels", "network"} <= own
     assert {"numpy", "signal"} <= others
+    assert {"bench.measure", "bench.contenders.pytorch"} <= set(_modules())
     own, others = _imported("kernels.cpu.driver")
     assert {"kernels.cpu.threads", "kernels.cpu.cache"} <= own
     assert "numba" in others
@@ -119,10 +124,26 @@ def test_the_reader_of_imports_reads() -> None:
 def test_imports_run_one_way(module: str) -> None:
     group = _group(module)
     for name in _imported(module)[0] - {"__version__"}:
+        if module.startswith("bench.") and not name:
+            continue  # it measures what users call
         assert name, f"{module} imports the package itself"
         assert _group(name) <= group, f"{module} imports {name}, which comes after it"
         if module.partition(".")[0] in LEAVES:
             assert _group(name) < group, f"{module} is a leaf, but imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in _modules() if m.startswith("bench")])
+def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
+    """So that one process never loads two of them."""
+    own = {
+        "bench.contenders.pytorch": {"torch"},
+        "bench.contenders.jax_optax": {"jax", "optax"},
+        "bench.contenders.scikit_learn": {"sklearn"},
+        "bench.contenders.onnx_runtime": {"onnxruntime", "onnx"},
+        "bench.fashion_mnist_epoch": {"sklearn"},
+    }.get(module, set())
+    found = _imported(module)[1] & {"torch", "jax", "optax", "sklearn", "onnxruntime", "onnx"}
+    assert found == own
 
 
 @pytest.mark.parametrize("module", [m for m in _modules() if m.startswith("kernels")])

@@ -1,4 +1,4 @@
-"""What is built: the kernels as nnfast.kernels, no top-level package but nnfast, and all that it needs."""
+"""What is built: kernels and bench as nnfast's own, no top-level package but nnfast, and all that it needs."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def _expected() -> set[str]:
     """Every source file, by its place in the package."""
     package = {path.relative_to(ROOT) for path in (ROOT / "nnfast").rglob("*.py")}
     kernels = {path.relative_to(ROOT) for kind in ("*.py", "*.cu", "*.cuh") for path in (ROOT / "kernels").rglob(kind)}
-    names = {path.as_posix() for path in package if path.parts[1] != "kernels"}  # a link to the kernels beside it
-    return names | {f"nnfast/{path.as_posix()}" for path in kernels}
+    bench = {path.relative_to(ROOT) for where in ("bench", "bench/contenders") for path in (ROOT / where).glob("*.py")}
+    # Two folders are links to those beside the package
+    names = {path.as_posix() for path in package if path.parts[1] not in ("kernels", "bench")}
+    return names | {f"nnfast/{path.as_posix()}" for path in kernels | bench}
 
 
 def test_the_wheel_has_everything_in_its_place(built: Path) -> None:
@@ -83,7 +85,9 @@ def test_the_sdist_has_the_sources(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     assert {"pyproject.toml", "README.md", "LICENSE", "nnfast/__init__.py", "nnfast/py.typed"} <= names
-    assert {name.removeprefix("nnfast/") for name in _expected() if name.startswith("nnfast/kernels/")} <= names
+    assert {
+        name.removeprefix("nnfast/") for name in _expected() if name.startswith(("nnfast/kernels/", "nnfast/bench/"))
+    } <= names
 
 
 def test_the_metadata(built: Path) -> None:
@@ -124,6 +128,9 @@ def test_the_wheel_works_where_it_is_unpacked(built: Path, tmp_path: Path) -> No
         model = nf.Sequential([nf.Dense(4, "tanh"), nf.Dense(2)])
         model.fit([[0.0], [1.0]], [0, 1], loss="cross_entropy", epochs=2, device="numpy", verbose=0)
         model.save("model.safetensors")
+        from nnfast.bench import contenders, workloads
+        assert pathlib.Path(contenders.__file__).is_relative_to(place)
+        assert workloads.find("xor").steps == 1
         print(nf.load("model.safetensors").predict([[0.5]], device="numpy").shape)
     """
     # Not the checkout, but where the packages that it needs are
@@ -132,6 +139,24 @@ def test_the_wheel_works_where_it_is_unpacked(built: Path, tmp_path: Path) -> No
     for command, expected in [
         (["-c", textwrap.dedent(script), str(place)], "(1, 2)"),
         (["-m", "nnfast", "--version"], "0."),
+        (
+            [
+                "-m",
+                "nnfast",
+                "bench",
+                "--workload",
+                "xor",
+                "--devices",
+                "numpy",
+                "--peers",
+                "numpy",
+                "--rounds",
+                "1",
+                "--seconds",
+                "0.001",
+            ],
+            "GEMM floor",
+        ),
     ]:
         done = subprocess.run(
             [sys.executable, *command],

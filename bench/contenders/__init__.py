@@ -84,7 +84,9 @@ PEERS: dict[str, Entry] = {
         Entry("torch", "pytorch:Eager", ("torch",), ("torch",)),
         Entry("torch-compile", "pytorch:Compiled", ("torch",), ("torch",)),
         Entry("jax", "jax_optax:JaxOptax", ("jax", "optax"), ("jax", "optax")),
-        Entry("onnxruntime", "onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx"), ("onnxruntime", "onnx"), trains=False),
+        Entry(
+            "onnxruntime", "onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx"), ("onnxruntime", "onnx"), trains=False
+        ),
     )
 }  # fmt: skip
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (*DEVICES.values(), *PEERS.values())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class Contender(ABC):
         How many to use; the environment variables say the same.
     """
 
-    #: What :meth:`predict` gives: "logits", or "probabilities"
-    outputs: ClassVar[str] = "logits"
+    #: What :meth:`predict` gives: "logits" (or values), or "probabilities"
+    outputs = "logits"
 
     def __init__(self, workload: Workload, weights: Weights, X: np.ndarray, y: np.ndarray, threads: int) -> None:
         self.workload, self.threads = workload, threads

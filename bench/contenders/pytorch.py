@@ -30,7 +30,7 @@ class Eager(Contender):
         dtype = getattr(torch, work.dtype)
         layers: list[nn.Module] = []
         for i, (W, b) in enumerate(weights):
-            linear = nn.Linear(*W.shape, dtype=dtype)
+            linear = nn.Linear(W.shape[0], W.shape[1], dtype=dtype)
             with torch.no_grad():
                 linear.weight.copy_(torch.from_numpy(W.T))
                 linear.bias.copy_(torch.from_numpy(b))
@@ -53,7 +53,7 @@ class Eager(Contender):
     def compile(self) -> None:
         """Choose what :meth:`step` and :meth:`predict` call."""
         self.forward_loss = lambda x, y: self.loss(self.model(x), y)
-        self.forward = self.model
+        self.forward: Callable[..., torch.Tensor] = self.model
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One training step; returns the loss before it."""

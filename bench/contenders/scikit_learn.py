@@ -19,12 +19,11 @@ from .base import Contender
 class ScikitLearn(Contender):
     """``MLPClassifier``, or ``MLPRegressor`` for the squared error."""
 
-    outputs = "probabilities"
-
     def build(self, weights: Weights, X: np.ndarray, y: np.ndarray) -> None:
         work = self.workload
         self.X, self.y = X, y.reshape(-1) if work.loss != "cross_entropy" and work.sizes[-1] == 1 else y
         regression = work.loss == "mean_squared_error"
+        self.outputs = "logits" if regression else "probabilities"
         self.factor = 2.0 if regression else 1.0
         self.classes = None if regression else np.arange(max(2, work.sizes[-1]))
         if not regression:
@@ -72,4 +71,7 @@ class ScikitLearn(Contender):
         return [self._partial(rows) for rows in self.batches_in_order(steps)]
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        return self.model.predict_proba(inputs)
+        if self.classes is None:
+            return self.model.predict(inputs).reshape(len(inputs), -1)
+        found = self.model.predict_proba(inputs)
+        return found[:, 1:] if self.workload.sizes[-1] == 1 else found

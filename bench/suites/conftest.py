@@ -9,7 +9,8 @@ import pytest
 
 from nnfast.bench import choice, header, report
 from nnfast.bench.contenders import ENTRIES
-from nnfast.bench.measure import Result, Settings, measure
+from nnfast.bench.measure import Settings, measure
+from nnfast.bench.timings import Result
 from nnfast.bench.workloads import PRESETS, Workload
 
 _elapsed = 0.0

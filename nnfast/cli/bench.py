@@ -12,7 +12,9 @@ import click
 from .common import check_picture, check_writable, echo, finite, print_table, say_error, say_warning
 
 if TYPE_CHECKING:
-    from ..bench.measure import Result, Settings
+    from ..bench.measure import Settings
+    from ..bench.timings import Result
+    from ..bench.workloads import Workload
 
 FAILED = 1
 
@@ -64,7 +66,8 @@ def run(
 ) -> int:
     """Measure as the options say; returns the exit status."""
     from .. import machine
-    from ..bench import choice, header, measure, plots, report, sweep as sweeps
+    from ..bench import choice, header, measure, plots, report
+    from ..bench.sweep import sweep_of
 
     cores = machine.usable_cores()
     if threads is not None and threads > cores:
@@ -76,7 +79,7 @@ def run(
     if sweep and plot_path and len(work) > 1:
         raise ValueError("--sweep with --plot draws one network; name one workload")
     if sweep:
-        work = [size for workload in work for size in sweeps.sweep_of(workload)]
+        work = [size for workload in work for size in sweep_of(workload)]
     if json_path:
         check_writable(Path(json_path))
     if plot_path:
@@ -86,10 +89,13 @@ def run(
     _show_header(info)
     for warning in header.warnings_of(info):
         say_warning(warning)
-    results = []
+    results: list[Result] = []
     for workload in work:
-        results.append(_measure(workload, chosen, settings, debug))
-        _show(results[-1], report, debug)
+        result = _measure(workload, chosen, settings)
+        if result.blas and not any(earlier.blas for earlier in results):
+            _show_blas(result.blas)
+        _show(result, report, debug)
+        results.append(result)
     if json_path:
         value = report.as_json(results, info, header.commit_info(), settings)
         _write(Path(json_path), value)
@@ -100,7 +106,7 @@ def run(
     return FAILED if any(result.errors for result in results) else 0
 
 
-def _measure(workload: Any, chosen: list[str], settings: Settings, debug: bool) -> Result:
+def _measure(workload: Workload, chosen: list[str], settings: Settings) -> Result:
     from rich.console import Console
 
     from ..bench.measure import measure
@@ -133,11 +139,19 @@ def _show_header(info: dict[str, Any]) -> None:
     )
 
 
+def _show_blas(libraries: list[dict[str, Any]]) -> None:
+    """As the processes of NumPy's contenders loaded them."""
+    print_table([["BLAS", f"{b['library']} {b['version']}, core type {b['core']}, {b['threads']} threads, "
+                  f"{Path(str(b['path'])).name}"] for b in libraries])  # fmt: skip
+
+
 def _show(result: Result, report: Any, debug: bool) -> None:
     echo("")
     echo(result.workload.describe())
     for why in result.unable.values():
         echo(f"without {why}")
+    if result.other_load is not None and result.other_load > 0.1:
+        say_warning(f"other programs kept {result.other_load:.1f} cores busy meanwhile")
     if result.timed:
         print_table(report.table(result), report.HEADER)
     for timing in (result.floor, *result.timings.values()):

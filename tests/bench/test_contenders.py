@@ -1,0 +1,159 @@
+"""Every contender computes what nnfast does, on all workloads scaled down; each library in a process of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import nnfast as nf
+from nnfast.bench.contenders import DEVICES, ENTRIES, PEERS
+from nnfast.bench.process import Remote
+from nnfast.bench.workloads import WORKLOADS
+
+from .helpers import Probe, small
+
+# Compiling takes seconds for each network, so that one with everything must do
+COMPILED = ("mnist-dropout", "mnist-last-smaller", "mnist-predict-65536")
+
+
+def _start(name: str) -> Remote:
+    entry = ENTRIES[name]
+    if (reason := entry.missing()) is not None:
+        pytest.skip(reason)
+    if name == DEVICES["cuda"].name:
+        reason = nf.available_devices().get("cuda", None if "cuda:0" in nf.available_devices() else "no device")
+        if reason is not None:
+            pytest.skip(reason)
+    remote = Remote(name, Probe, name, threads=1)
+    remote.receive()
+    return remote
+
+
+@pytest.fixture(scope="module")
+def reference():
+    remote = _start("nnfast-numpy")
+    yield remote
+    remote.close()
+
+
+@pytest.fixture(scope="module", params=[*ENTRIES])
+def contender(request):
+    if request.param == "torch-compile":
+        pytest.importorskip("torch")
+    remote = _start(request.param)
+    yield remote
+    remote.close()
+
+
+@pytest.fixture
+def able(contender):
+    """A workload, scaled down, if the contender can express it."""
+
+    def choose(name: str, **changes: object):
+        work = small(name, **changes)
+        if (reason := ENTRIES[contender.name].unable(work)) is not None:
+            pytest.skip(reason)
+        if contender.name == "torch-compile" and name not in COMPILED:
+            pytest.skip("compiling takes long; other networks are enough")
+        return work
+
+    return choose
+
+
+@pytest.mark.parametrize("name", [name for name, w in WORKLOADS.items() if not w.predict])
+def test_losses(contender, reference, able, name):
+    work = able(name).without_chance()
+    expected = np.array(reference.call("losses", work, 10))
+    found = np.array(contender.call("losses", work, 10))
+    # scikit-learn's epsilon has another place
+    bound = 1e-4 if contender.name == "scikit-learn" else 1e-10 if work.dtype == "float64" else 2e-6
+    np.testing.assert_allclose(found, expected, rtol=bound)
+    assert abs(expected[-1] / expected[0] - 1) > 1e-3, "a contender that does not train must not pass"
+
+
+def test_another_optimizer_is_noticed(reference):
+    """The check tells these apart: a rate 5 % too large, a missing momentum, half a gradient with SGD."""
+    work = small("mnist")
+    losses = {lr: np.array(reference.call("losses", small("mnist", lr=lr), 10)) for lr in (1e-3, 1.05e-3)}
+    assert np.abs(losses[1.05e-3] / losses[1e-3] - 1).max() > 1e-3
+    sgd = small("mnist-momentum")
+    for changed in (small("mnist-momentum", momentum=0.0), small("mnist-momentum", lr=5e-3)):
+        a, b = (np.array(reference.call("losses", w, 10)) for w in (sgd, changed))
+        assert np.abs(a / b - 1).max() > 1e-3
+    assert work.optimizer == "adam"
+
+
+@pytest.mark.parametrize("name", ["xor", "tiny", "mnist-last-smaller"])
+def test_mean_loss_of_an_epoch(contender, reference, able, name):
+    """With weights that hardly move, it is that of all rows, in whatever order, a smaller last batch included."""
+    work = able(name, lr=1e-12)
+    losses = np.array(reference.call("losses", work, work.steps))
+    rows = np.minimum(work.batch, work.rows - work.batch * np.arange(work.steps))
+    found = contender.call("epochs", work, 3)
+    np.testing.assert_allclose(found, [np.average(losses, weights=rows)] * 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["xor", "tiny"])
+def test_epochs_of_one_batch_are_steps(contender, reference, able, name):
+    work = able(name, lr=1e-2)
+    assert work.steps == 1
+    found = contender.call("epochs", work, 10)
+    np.testing.assert_allclose(found, reference.call("losses", work, 10), rtol=1e-4)
+
+
+def test_epochs_have_orders_of_their_own(contender, able):
+    """The same rows in other batches: Adam's steps differ, so that the losses do."""
+    work = able("mnist-last-smaller")
+    in_order = np.array(contender.call("losses", work, work.steps * 2)).reshape(2, -1)
+    rows = np.minimum(work.batch, work.rows - work.batch * np.arange(work.steps))
+    found = contender.call("epochs", work, 2)
+    means = np.average(in_order, axis=1, weights=rows)
+    assert np.all(found != means)
+    np.testing.assert_allclose(found, means, rtol=0.2)
+
+
+def test_dropout_drops(contender, able):
+    work = able("mnist-dropout", lr=1e-12)
+    losses = contender.call("epochs", work, 3)
+    assert len(set(losses)) == 3, "each epoch has masks of its own"
+    plain = contender.call("losses", work.without_chance(), 1)[0]
+    assert all(abs(loss / plain - 1) > 1e-4 for loss in losses)
+
+
+@pytest.mark.parametrize("name", ["mnist-predict-1", "mnist-predict-65536"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_predictions(contender, reference, able, name, activation):
+    work = able(name, activation=activation)
+    kind, expected = reference.call("predictions", work)
+    assert kind == "logits"
+    assert expected.shape == (work.predict, work.sizes[-1])
+    kind, found = contender.call("predictions", work)
+    if kind == "probabilities":
+        expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_entries():
+    assert set(DEVICES) == {"numpy", "numba", "cuda"}
+    assert set(PEERS) == {"numpy", "scikit-learn", "torch", "torch-compile", "jax", "onnxruntime"}
+    assert all(entry.name == name for name, entry in ENTRIES.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "workload", "reason"),
+    [
+        ("scikit-learn", "gelu", "scikit-learn has no gelu"),
+        ("scikit-learn", "mnist-dropout", "scikit-learn has no dropout"),
+        ("onnxruntime", "mnist", "onnxruntime does not train"),
+        ("onnxruntime", "mnist-predict-1", None),
+        ("nnfast-numba", "mnist-dropout", None),
+    ],
+)
+def test_what_cannot_be_expressed(name, workload, reason):
+    assert ENTRIES[name].unable(WORKLOADS[workload]) == reason
+
+
+def test_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert PEERS["jax"].missing() == "jax, optax is not installed: pip install jax optax"
+    assert PEERS["numpy"].missing() is None

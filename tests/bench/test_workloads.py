@@ -1,0 +1,123 @@
+"""The table of workloads, their data and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from nnfast.bench.workloads import (
+    PRESETS,
+    WORKLOADS,
+    Workload,
+    find,
+    initial_weights,
+    make_data,
+    prediction_rows,
+    rows_for,
+)
+
+SEVEN = {
+    "xor": ((2, 4, 1), 4, "sigmoid", "binary_cross_entropy"),
+    "tiny": ((10, 10, 10, 10, 1), 32, "relu", "mean_squared_error"),
+    "small": ((64, 100, 10), 200, "relu", "cross_entropy"),
+    "mnist": ((784, 512, 256, 10), 256, "relu", "cross_entropy"),
+    "wide": ((784, 1024, 1024, 10), 8192, "relu", "cross_entropy"),
+    "narrow": ((64, 64, 64, 64, 10), 65536, "relu", "cross_entropy"),
+    "gelu": ((256, 256, 256, 256, 10), 16384, "gelu", "cross_entropy"),
+}
+
+
+def test_the_seven():
+    chosen = [w for w in PRESETS["all"] if not w.predict]
+    assert {w.name: (w.sizes, w.batch, w.activation, w.loss) for w in chosen} == SEVEN
+    assert all((w.optimizer, w.dtype, w.lr, w.dropout) == ("adam", "float32", 1e-3, 0.0) for w in chosen)
+    assert {w.name for w in (*PRESETS["small"], *PRESETS["large-batch"])} == set(SEVEN)
+
+
+def test_inference():
+    assert {(w.sizes, w.predict) for w in PRESETS["inference"]} == {
+        (SEVEN[name][0], rows) for name in ("mnist", "wide") for rows in (1, 65536)
+    }
+
+
+def test_off_table():
+    work = PRESETS["off-table"]
+    assert {w.activation for w in work} == {"relu", "tanh", "sigmoid", "silu"}
+    assert [w.name for w in work if w.dropout] == ["mnist-dropout"]
+    assert [w.name for w in work if w.dtype == "float64"] == ["mnist-float64"]
+    assert [(w.name, w.momentum) for w in work if w.optimizer == "sgd"] == [("mnist-momentum", 0.9)]
+    assert [w.name for w in work if w.rows % w.batch] == ["mnist-last-smaller"]
+    assert not {w.name for w in work} & {w.name for w in PRESETS["all"]}
+
+
+def test_names_and_memory():
+    assert all(name == w.name for name, w in WORKLOADS.items())
+    for w in WORKLOADS.values():
+        assert w.rows * w.sizes[0] * np.dtype(w.dtype).itemsize < 2**28, f"the data of {w.name} are large"
+
+
+def test_steps():
+    w = find("mnist-last-smaller")
+    assert w.steps == 16
+    assert w.rows_per_step == 4000 / 16
+    assert find("xor").steps == 1
+    assert find("mnist-predict-65536").rows_per_step == 65536
+    assert [rows_for(n) // n for n in (1, 256, 4095, 4096, 65536)] == [16, 16, 16, 2, 2]
+    assert find("mnist").with_batch(64).rows == 1024
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_data_and_weights(name):
+    w = replace(find(name).scaled())
+    X, y = make_data(w)
+    assert X.shape == (w.rows, w.sizes[0])
+    assert X.dtype == w.dtype
+    assert y.shape == ((w.rows,) if w.loss == "cross_entropy" else (w.rows, w.sizes[-1]))
+    if w.loss == "cross_entropy":
+        assert set(y) == set(range(w.sizes[-1]))
+    for a, b in zip(make_data(w), (X, y), strict=True):
+        np.testing.assert_array_equal(a, b)
+    weights = initial_weights(w)
+    assert [(W.shape, b.shape) for W, b in weights] == [((m, n), (n,)) for m, n in w.layers]
+    assert all(array.dtype == w.dtype and np.ptp(array) > 0 for layer in weights for array in layer if array.size > 1)
+    if w.predict:
+        assert prediction_rows(w).shape == (w.predict, w.sizes[0])
+
+
+def test_xor_is_xor():
+    X, y = make_data(find("xor"))
+    np.testing.assert_array_equal(np.logical_xor(*X.T), y[:, 0] == 1)
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        find("xor").batch = 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": (5,)}, "sizes must be two or more"),
+        ({"sizes": (5, 0)}, "sizes must be two or more"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"rows": 0}, "rows must be at least 1"),
+        ({"predict": -1}, "predict must be at least 0"),
+        ({"activation": "step"}, "activation must be one of relu, .*'step'"),
+        ({"loss": "huber"}, "loss must be one of"),
+        ({"optimizer": "lion"}, "optimizer must be one of adam, sgd, got 'lion'"),
+        ({"dtype": "float16"}, "dtype must be one of"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"loss": "binary_cross_entropy"}, "needs a single output"),
+    ],
+)
+def test_errors(changes, message):
+    fields = {"name": "mine", "sizes": (3, 4, 2), "batch": 2, "rows": 4} | changes
+    with pytest.raises(ValueError, match=f"workload 'mine': .*{message}"):
+        Workload(**fields)
+
+
+def test_unknown():
+    with pytest.raises(ValueError, match=r"workload 'cifar' is not known; known are xor, tiny.*mnist-last-smaller"):
+        find("cifar")
