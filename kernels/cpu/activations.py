@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from . import scalar, threads, tuning
+from . import micro, scalar, threads, tuning
 from .activation_functions import POINTWISE
 from .driver import Call
 from .gemm import reduce_call
+from .micro import ADD
+from .product import row_product
 from .specialise import function, kernel
 
 BLOCK = 4096  # elements; three arrays of it in float32 fit a first-level cache
@@ -71,8 +73,9 @@ def slope_softmax(d, s, rows, columns, alpha):
 # ---- a tile of rows: the first slots of a linear layer's record --------------------------------------
 # Forward: out = f(z + b); saved = z + b where its address is not 0
 OUT, ROWS, COLUMNS, TILE, Z, BIAS, SAVED = range(7)
-# Backward: dz = dy * f'(saved); db_parts[task] = column sums of the tile's dz where the address is not 0
-DZ, DY, SLOPE_OF, DB_PARTS = 0, 4, 5, 6
+# Backward: dz = dy * f'(saved); db_parts[task] = column sums of the tile's dz where the address is not 0; the
+# address of a 1, where sums can be done by a product
+DZ, DY, SLOPE_OF, DB_PARTS, ONE = 0, 4, 5, 6, 7
 
 
 def forward_tile(I, F, task):
@@ -123,7 +126,10 @@ def backward_tile(I, F, task):
             for i in range(n * columns):
                 dz[i] = dy[i]
         APPLY(dz, ptr(I[5] + at), n, columns, alpha)
-        if I[6] != 0:
+        if I[6] != 0 and I[7] != 0:
+            # Sums of columns are a product with a row of ones: the same one again and again
+            MULTIPLY_ROW(columns, n, I[7], 0, I[0] + at, columns, I[6] + task * size, ADD, 0)
+        elif I[6] != 0:
             part = ptr(I[6] + task * size)
             for i in range(n):
                 row = ptr(I[0] + at + i * size)
@@ -165,7 +171,8 @@ def _tile_kernel(template: Any, name: str, dtype: Any, side: int) -> int:
         # Exact: reordered, mish's z * (n / (n + 2)) becomes z * n / (n + 2), which overflows
         pointwise = function(POINTWISE[name][side], dtype, exact=True, **names)
         apply = function((apply_pointwise, slope_pointwise)[side], dtype, name, **{("VALUE", "SLOPE")[side]: pointwise})
-    _addresses[key] = kernel(template, dtype, name, APPLY=apply)
+    more = {"MULTIPLY_ROW": row_product(dtype, micro.vector_bytes())} if side else {}
+    _addresses[key] = kernel(template, dtype, name, APPLY=apply, **more)
     return _addresses[key]
 
 
@@ -209,7 +216,8 @@ def backward_call(
     out = dy if out is None else out
     rows, columns = dy.shape
     to = 0 if db_parts is None else db_parts.ctypes.data
-    ints = np.array([out.ctypes.data, rows, columns, tiles.tile, dy.ctypes.data, saved.ctypes.data, to])
+    one = _address_of_one(dy.dtype, columns)
+    ints = np.array([out.ctypes.data, rows, columns, tiles.tile, dy.ctypes.data, saved.ctypes.data, to, one])
     return Call(
         backward_kernel(name, dy.dtype),
         ints,
@@ -221,6 +229,16 @@ def backward_call(
         writes=(out,),
         nanoseconds=dy.size / 2,
     )
+
+
+_ONES = {np.dtype(name): np.ones(1, name) for name in ("float32", "float64")}
+
+
+def _address_of_one(dtype: np.dtype[Any], columns: int) -> int:
+    """Where a 1 lies, or 0 if a row of ones times `columns` columns would read beyond their end."""
+    width = micro.vector_bytes()
+    whole = columns % micro.shape_for(dtype, width).columns == 0
+    return int(_ONES[dtype].ctypes.data) if whole or micro.masks_loads(width) else 0
 
 
 def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
@@ -245,7 +263,7 @@ def act_grad_call(name: str, alpha: float, dy: np.ndarray, saved: np.ndarray, ou
     if dy.ndim == 2:
         return backward_call(name, alpha, dy, saved, None, tuning.row_tiles(len(dy), threads.count()), out)
     rows, columns, tile, tasks = _tiles(dy, name)
-    ints = np.array([out.ctypes.data, rows, columns, tile, dy.ctypes.data, saved.ctypes.data, 0], np.int64)
+    ints = np.array([out.ctypes.data, rows, columns, tile, dy.ctypes.data, saved.ctypes.data, 0, 0], np.int64)
     return Call(backward_kernel(name, dy.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(dy, saved, out))
 
 
@@ -263,6 +281,7 @@ def sum_rows_calls(x: np.ndarray, out: np.ndarray) -> list[Call]:
     tile, tasks = tuning.row_chunks(rows, columns, threads.count())
     parts = out if tasks == 1 else np.empty((tasks, columns), x.dtype)
     address = x.ctypes.data
-    ints = np.array([address, rows, columns, tile, address, address, parts.ctypes.data], np.int64)
+    one = _address_of_one(x.dtype, columns)
+    ints = np.array([address, rows, columns, tile, address, address, parts.ctypes.data, one], np.int64)
     call = Call(backward_kernel("identity", x.dtype), ints, np.zeros(1), tasks, tasks > 1, keep=(x, parts))
     return [call] if tasks == 1 else [call, reduce_call(parts, out)]

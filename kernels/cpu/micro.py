@@ -94,9 +94,10 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
     and steps in bytes; `k` at least 1. `how` is a sum of :data:`ADD` and :data:`RELU`. Without ADD the sums start
     from the row at `bias`, where that is not 0.
 
-    An `edge` kernel does only the first `m` rows and `n` columns; one of several vectors takes more than one vector's
-    columns. It reads the last row of A again in place of those that are not there. Columns that are not there are left
-    alone, but for B where :func:`masks_loads` says no: there it reads whole vectors, and what they have is not used.
+    An `edge` kernel does only the first `m` rows and `n` columns; one of several rows and vectors takes more than one
+    vector's columns. It reads the last row of A again in place of those that are not there. Columns that are not there
+    are left alone, but for B where :func:`masks_loads` says no: there it reads whole vectors, and does not use what
+    they have.
     """
     mask_b = masks_loads(lanes * dtype.itemsize)
     real = ir.FloatType() if dtype == np.float32 else ir.DoubleType()
@@ -159,7 +160,7 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
                     builder.store(value, place).align = size
 
             def partial(j):
-                return edge and (j > 0 or vectors == 1)
+                return edge and (j > 0 or 1 in (rows, vectors))
 
             def row_of(i):
                 """Number of the row to read as row `i`."""

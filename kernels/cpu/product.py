@@ -47,8 +47,8 @@ def multiply_row(n, k, a, a_step, b, b_step, c, how, bias):
             MICRO_ROW(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, NR_ROW)
             columns = NR_ROW
         else:
-            columns = min(columns, NR)
-            TILE_PRODUCT(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
+            columns = min(columns, NR_ONE)
+            MICRO_ONE(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
         j += columns
 
 
@@ -225,7 +225,6 @@ class Blocking:
             "RELU": micro.RELU,
             # Half of a 64-byte vector takes half the time, or no longer than all of it
             "HALF": shape.lanes // 2 if width == 64 else 0,
-            "NR_ROW": shape.row_vectors * shape.lanes,
             "KC": depth,
             "NC": block,
         }
@@ -235,14 +234,14 @@ class Blocking:
             ("MICRO_HIGH_NARROW", shape.rows, 1, True),
             ("MICRO_LOW", shape.few_rows, shape.vectors, True),
             ("MICRO_LOW_NARROW", shape.few_rows, 1, True),
-            ("MICRO_ROW", 1, shape.row_vectors, False),
         ):
             names[name] = micro.micro_kernel(dtype, rows, vectors, shape.lanes, edge)
         for name in ("MICRO_HIGH", "MICRO_LOW"):
             lanes = names["HALF"] or shape.lanes
             rows = shape.rows if name == "MICRO_HIGH" else shape.few_rows
             names[f"{name}_HALF"] = micro.micro_kernel(dtype, rows, 1, lanes, True)
-        templates = (tile_product, multiply_row, multiply_column, multiply, pack_columns, pack_rows, product)
+        names["MULTIPLY_ROW"] = row_product(dtype, width)
+        templates = (tile_product, multiply_column, multiply, pack_columns, pack_rows, product)
         for template in templates:
             inline = template is product
             names[template.__name__.upper()] = function(template, dtype, self.variant, inline=inline, **names)
@@ -270,6 +269,24 @@ class Blocking:
         # With one column and `trans_a` it is the rows of A that tiles go along
         across = m if n == 1 and trans_a else n
         return not trans_b and (masks or across % self.shape.columns == 0)
+
+
+@once
+def row_product(dtype: np.dtype[Any], width: int) -> Any:
+    """:func:`multiply_row` for use inside kernels, with vectors of `width` bytes."""
+    shape = micro.shape_for(dtype, width)
+    # Without masks what is left is whole tiles
+    one = 4 if micro.masks_loads(width) else shape.vectors
+    return function(
+        multiply_row,
+        dtype,
+        f"v{width}",
+        inline=False,
+        MICRO_ROW=micro.micro_kernel(dtype, 1, shape.row_vectors, shape.lanes, False),
+        NR_ROW=shape.row_vectors * shape.lanes,
+        MICRO_ONE=micro.micro_kernel(dtype, 1, one, shape.lanes, True),
+        NR_ONE=one * shape.lanes,
+    )
 
 
 @once
