@@ -262,9 +262,13 @@ class Plan:
                     raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
                 self.backend.copy(source, out=out)
 
+    def replay(self, rows: int) -> Replay:
+        """The recorded step of `rows` rows."""
+        return self._program(rows).replay
+
     def run(self, rows: int, steps: int = 1) -> None:
         """Do `steps` steps of `rows` rows each."""
-        self._program(rows).replay.run(steps)
+        self.replay(rows).run(steps)
 
     def run_epochs(self, rows: int, epochs: int) -> None:
         """Do `epochs` epochs of `rows` rows each, from row ROW of the order on, and keep their results.

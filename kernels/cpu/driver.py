@@ -47,6 +47,8 @@ class Call:
     when : {"", "early", "late"}
         "early": depends on no array of the batch's rows. "late": nothing but late calls, and calls without tiles,
         depends on it. So it may be done before, or after, calls with tiles.
+    reduces : bool
+        Whether it is a sum of parts, which others can join.
     nanoseconds : float
         About what it takes on one thread.
     """
@@ -62,6 +64,7 @@ class Call:
     reads: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     writes: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     when: str = ""
+    reduces: bool = False
     nanoseconds: float = 0.0
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from . import tuning
 from .atomics import fetch_add
 from .driver import Call
+from .gemm import reduced_together
 from .intrinsics import call_kernel, cycle_count
 from .specialise import kernel
 
@@ -101,7 +102,7 @@ def fused(calls: Sequence[Call]) -> list[Call]:
         nonlocal chain
         if chain.calls:
             result.append(chain.call())
-        result.extend(late)
+        result.extend(reduced_together(late))
         chain = _Chain()
         late.clear()
 

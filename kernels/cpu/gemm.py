@@ -9,6 +9,7 @@ row-major C = A B is the column-major C^T = B^T A^T.
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache as once
 from typing import Any
 
@@ -103,13 +104,57 @@ def add_parts(I, F, task):
             out[i] += part[i]
 
 
+def add_all_parts(I, F, task):
+    """Several sums of parts; I: number, chunk, then out, size, parts, count of each.
+
+    A task does a chunk of the results, as if they lay one after the other.
+    """
+    first, end = task * I[1], (task + 1) * I[1]
+    for s in range(I[0]):
+        size = I[3 + 4 * s]
+        a, b = max(first, 0), min(end, size)
+        if a < b:
+            out = ptr(I[2 + 4 * s])
+            for i in range(a, b):
+                out[i] = T(0.0)
+            for p in range(I[5 + 4 * s]):
+                part = ptr(I[4 + 4 * s] + p * size * T_SIZE)
+                for i in range(a, b):
+                    out[i] += part[i]
+        first, end = first - size, end - size
+
+
+def reduced_together(calls: Sequence[Call]) -> list[Call]:
+    """Calls of :func:`reduce_call` of one dtype with no `beta` as one, others after it as they are.
+
+    The results lie in the order of their addresses, so that a thread adds up the gradients that it will update.
+    """
+    dtypes = {kernel(add_parts, dtype): dtype for dtype in {call.keep[-1].dtype for call in calls if call.reduces}}
+    rest = [call for call in calls if not call.reduces]
+    merged: list[Call] = []
+    for address, dtype in dtypes.items():
+        same = sorted((c for c in calls if c.reduces and c.function == address), key=lambda call: int(call.ints[0]))
+        if len(same) == 1:
+            merged += same
+            continue
+        total = sum(int(call.ints[1]) for call in same)
+        number = threads.count() if total >= tuning.PARALLEL_SUMS else 1
+        chunk = -(-total // (number * 64)) * 64
+        ints = np.array([len(same), chunk, *(v for call in same for v in call.ints[:4])])
+        tasks = -(-total // chunk)
+        merged.append(Call(kernel(add_all_parts, dtype), ints, np.zeros(1), tasks, tasks > 1, keep=tuple(same)))
+    return [*merged, *rest]
+
+
 def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
     """``out = beta * out + parts.sum(axis=0)``, always in the same order; `out` is a result of the step, read late."""
     chunk = min(tuning.CHUNK_ELEMENTS, max(-(-out.size // (16 * threads.count())) * 16, 256))
     tasks = -(-out.size // chunk)
     ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk], np.int64)
     parallel = tasks > 1 and parts.size >= tuning.PARALLEL_ELEMENTS and threads.count() > 1
-    return Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
+    call = Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
+    call.reduces = beta == 0.0
+    return call
 
 
 # ---- generated ---------------------------------------------------------------------------------------

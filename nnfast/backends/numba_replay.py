@@ -21,43 +21,48 @@ class NumbaReplay(Replay):
         Passed to the recorded Python functions.
     record : list
         Kernel calls and Python functions, in order.
+
+    Attributes
+    ----------
+    parts : list
+        Programs, and the Python functions between them.
     """
 
     def __init__(self, backend: Backend, record: list[Call | Callback]) -> None:
         self._backend = backend
-        self._parts: list[Program | Callback] = []
+        self.parts: list[Program | Callback] = []
         calls: list[Call] = []
         for item in record:
             if isinstance(item, Call):
                 calls.append(item)
                 continue
             if calls:
-                self._parts.append(Program(fused(calls)))
+                self.parts.append(Program(fused(calls)))
                 calls = []
-            self._parts.append(item)
+            self.parts.append(item)
         if calls:
-            self._parts.append(Program(fused(calls)))
+            self.parts.append(Program(fused(calls)))
 
     @classmethod
     def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
         """Native replays, each so many times, as one that is native, too."""
-        programs = [(part, times) for replay, times in parts for part in replay._parts if isinstance(part, Program)]
+        programs = [(part, times) for replay, times in parts for part in replay.parts if isinstance(part, Program)]
         chain = cls(backend, [])
-        chain._parts = [Program.chain(programs)]
+        chain.parts = [Program.chain(programs)]
         return chain
 
     @property
     def native(self) -> bool:
         """Whether the whole step runs without Python."""
-        return all(isinstance(part, Program) for part in self._parts)
+        return all(isinstance(part, Program) for part in self.parts)
 
     def run(self, times: int = 1) -> None:
         """Do the recorded work so many times, on the same addresses."""
-        if len(self._parts) == 1 and isinstance(self._parts[0], Program):
-            self._parts[0].run(times)
+        if len(self.parts) == 1 and isinstance(self.parts[0], Program):
+            self.parts[0].run(times)
             return
         for _ in range(times):
-            for part in self._parts:
+            for part in self.parts:
                 if isinstance(part, Program):
                     part.run()
                 else:

@@ -134,7 +134,7 @@ def test_a_step_with_dropout_is_one_chain_and_the_late_work() -> None:
         bk.dropout(dh, state, rate=0.5, stream=0, out=dh)
         bk.linear_act_grad(dh, x, W1, h, "relu", dx=None, dW=dW1, db=db1)
 
-    (program,) = NumbaBackend().capture(step)._parts
+    (program,) = NumbaBackend().capture(step).parts
     chains = [call for call in program.calls if call.function == fusion.kernel(fusion.chain_tiles)]
     if not chains:  # one tile, on one thread
         pytest.skip("the batch is one tile here")
