@@ -76,7 +76,7 @@ def test_losses(contender, reference, able, name):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("mnist", {"lr": 1.02e-3}),
+        ("mnist", {"lr": 1.1e-3}),
         ("mnist-momentum", {"momentum": 0.0}),
         ("mnist-momentum", {"lr": 5e-3}),
         ("mnist-momentum", {"momentum": 0.8}),
