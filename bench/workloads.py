@@ -189,6 +189,12 @@ def find(name: str) -> Workload:
         raise ValueError(f"workload {name!r} is not known; known are {', '.join(WORKLOADS)}") from None
 
 
+def _inputs(rng: np.random.Generator, rows: int, workload: Workload) -> np.ndarray:
+    # As spread as MNIST's pixels. With a variance of 1, ten steps of `wide` at the usual rate give some rows
+    # probabilities below 1e-7, where scikit-learn cuts off its loss
+    return (np.float32(0.3) * rng.standard_normal((rows, workload.sizes[0]), np.float32)).astype(workload.dtype)
+
+
 def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (rows, sizes[0]) and targets: int64 labels (rows,), or numbers of `dtype` (rows, sizes[-1])."""
     rng = np.random.default_rng(SEED)
@@ -196,7 +202,7 @@ def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     if workload.loss == "binary_cross_entropy" and (workload.rows, workload.sizes[0]) == (4, 2):
         X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype)
         return X, (X[:, :1] != X[:, 1:]).astype(dtype)
-    X = rng.standard_normal((workload.rows, workload.sizes[0]), np.float32).astype(dtype)
+    X = _inputs(rng, workload.rows, workload)
     outputs = workload.sizes[-1]
     if workload.loss == "cross_entropy":
         return X, rng.permutation(np.arange(workload.rows) % outputs)  # every class, however few the rows
@@ -207,8 +213,7 @@ def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
 
 def prediction_rows(workload: Workload) -> np.ndarray:
     """Inputs (predict, sizes[0]) to predict from."""
-    shape = (workload.predict, workload.sizes[0])
-    return np.random.default_rng(SEED + 1).standard_normal(shape, np.float32).astype(workload.dtype)
+    return _inputs(np.random.default_rng(SEED + 1), workload.predict, workload)
 
 
 def initial_weights(workload: Workload) -> Weights:

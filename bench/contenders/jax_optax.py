@@ -1,4 +1,4 @@
-"""JAX with Optax: a whole epoch is one compiled scan over its steps, with donated weights and moments."""
+"""JAX with Optax, on the CPU: a whole epoch is one compiled scan over its steps, with donated weights and moments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import optax
 
 from ..workloads import Weights
 from .base import Contender
+
+jax.config.update("jax_platforms", "cpu")  # as PyTorch, where it would choose a GPU by itself
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": jax.nn.relu,

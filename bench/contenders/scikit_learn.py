@@ -7,6 +7,7 @@ its squared error is half of everybody else's, and its classifiers predict proba
 from __future__ import annotations
 
 import warnings
+from math import sqrt
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -68,7 +69,15 @@ class ScikitLearn(Contender):
         return [float(loss) * self.factor for loss in self.model.loss_curve_[-count:]]
 
     def losses(self, steps: int) -> list[float]:
-        return [self._partial(rows) for rows in self.batches_in_order(steps)]
+        found = []
+        for step, rows in enumerate(self.batches_in_order(steps), 1):
+            # What the others' epsilon amounts to in its place; with large batches the difference is seen
+            epsilon = 1e-8 * sqrt(1 - 0.999**step)
+            self.model.set_params(epsilon=epsilon)  # read when the optimizer is made, at the first step
+            if hasattr(self.model, "_optimizer"):
+                self.model._optimizer.epsilon = epsilon
+            found.append(self._partial(rows))
+        return found
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         if self.classes is None:
