@@ -149,7 +149,7 @@ def _show(result: Result, report: Any, debug: bool) -> None:
     echo("")
     echo(result.workload.describe())
     for why in result.unable.values():
-        echo(f"without {why}")
+        echo(f"left out: {why}")
     if result.other_load is not None and result.other_load > 0.1:
         say_warning(f"other programs kept {result.other_load:.1f} cores busy meanwhile")
     if result.timed:
