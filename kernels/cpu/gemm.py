@@ -138,7 +138,7 @@ def reduced_together(calls: Sequence[Call]) -> list[Call]:
             merged += same
             continue
         total = sum(int(call.ints[1]) for call in same)
-        number = threads.count() if total >= tuning.PARALLEL_SUMS else 1
+        number = threads.count() if total >= tuning.PARALLEL_TRANSFERS else 1
         chunk = -(-total // (number * 64)) * 64
         ints = np.array([len(same), chunk, *(v for call in same for v in call.ints[:4])])
         tasks = -(-total // chunk)
@@ -208,7 +208,7 @@ READ, PACK, PACKED = range(3)  # states of B
 def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b: bool) -> tuple[Call, np.ndarray]:
     """The call that packs B for all tasks, and the packed B."""
     to = np.empty(blocks.columns_size(k, n), b.dtype)
-    number = threads.count() if k * n >= tuning.PARALLEL_ELEMENTS else 1
+    number = threads.count() if k * n >= tuning.PARALLEL_TRANSFERS else 1
     width = blocks.shape.columns
     per_task = -(-n // (number * width)) * width
     tasks = -(-n // per_task)

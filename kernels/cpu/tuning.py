@@ -22,8 +22,8 @@ L2 = _level_2() if os.name == "posix" else 1 << 20
 # A parallel region costs 1.5 to 3 us. Work below about ten times that stays on one thread.
 # Element-wise kernels do about 1 element/ns (a polynomial activation) to 4 (a sum).
 PARALLEL_ELEMENTS = 4_096
-# Sums of parts that other threads wrote wait for the caches: threads share them from this many on
-PARALLEL_SUMS = 1_024
+# What reads numbers that other threads wrote waits for the caches, so it is worth sharing from this many on
+PARALLEL_TRANSFERS = 1_000
 # Bytes that a copy moves in the time of an element
 COPY_BYTES = 32
 # A product does some 100 float32 operations/ns on one thread, a small one half of that.
