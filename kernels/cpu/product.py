@@ -71,8 +71,10 @@ def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, h
     Addresses are in bytes, steps in elements. What is not packed has element (i, p) of A at ``a_row i + a_step p`` and
     (p, j) of B at ``b_step p + j``.
     """
-    for p0 in range(0, k, KC):
-        kc = min(KC, k - p0)
+    blocks = (k + KC - 1) // KC
+    depth = (k + blocks - 1) // blocks
+    for p0 in range(0, k, depth):
+        kc = min(depth, k - p0)
         # The first block of the summed dimension starts from the bias or C, the last one applies the function
         here = how if p0 == 0 else how | ADD
         if p0 + kc < k:

@@ -32,9 +32,9 @@ PARALLEL_FLOPS = 200_000
 # Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that packing and edges, or BLAS's call, cost
 TINY_PRODUCT = 256
 
-# Steps of the summed dimension between two passes over C: a panel of A, 12 x 384 float32, takes 18 of the 32 KB
+# Most steps of the summed dimension between two passes over C: a panel of A, 12 x 512 float32, takes 24 of the 32 KB
 # of a first-level cache
-PRODUCT_DEPTH = 384
+PRODUCT_DEPTH = 512
 # Part of B that is gone through for one panel of A after the other
 PRODUCT_BLOCK_BYTES = L2 // 2
 # Rows of A this many bytes apart, or a multiple of it, share so few sets of the first-level cache that a
@@ -56,7 +56,7 @@ PARALLEL_NS = 2_000
 
 # dW: up to this many elements each task sums over its own rows of the batch, which are in its cache and no other's,
 # into its own copy of dW; above, each task does its own rows of W.
-SPLIT_BATCH_ELEMENTS = 32_768
+SPLIT_BATCH_ELEMENTS = 65_536
 
 
 def generated_products() -> bool:
