@@ -1,12 +1,13 @@
 """Where the time of a step of the ``numba`` device goes, kernel by kernel, adding up to the step.
 
-    python -m nnfast.bench.breakdown [--cutoff PERCENT] WORKLOAD ...
+python -m nnfast.bench.breakdown [--cutoff PERCENT] WORKLOAD ...
 """
 
 from __future__ import annotations
 
 import argparse
 
+from ..backends.numba_replay import NumbaReplay
 from ..kernels import step_state as S
 from ..kernels.cpu.driver import Program
 from ..kernels.cpu.profile import Part, profile
@@ -50,7 +51,9 @@ def breakdown(workload: Workload, seconds: float = 1.0) -> tuple[float, list[Par
     )
     source.attach(engine, False)
     engine.run(source.batch)  # fills the table of learning rates
-    (program,) = engine.plan.replay(source.batch).parts
+    replay = engine.plan.replay(source.batch)
+    assert isinstance(replay, NumbaReplay)
+    (program,) = replay.parts
     assert isinstance(program, Program)
 
     def begin() -> None:
