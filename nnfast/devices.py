@@ -28,7 +28,7 @@ _KNOWN = "'auto', 'cpu', 'numpy', 'numba', 'cuda' and 'cuda:N'"
 def _numba_reason() -> str | None:
     """Why Numba cannot be used, or ``None``."""
     try:
-        import numba  # noqa: F401, I001 - before what it brings along, so that the reason names it
+        import numba  # noqa: F401 - before what it brings along, so that the reason names it
 
         from .backends import numba_backend  # noqa: F401
     except Exception as error:  # a broken installation may raise anything at import
