@@ -157,9 +157,10 @@ class Program:
         self.calls = tuple(calls)
         self.table = np.empty((len(self.calls), 5), np.int64)
         for row, call in zip(self.table, self.calls, strict=True):
-            row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, call.parallel)
+            shared = call.parallel and call.tasks < team.TASK_LIMIT
+            row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, shared)
         self.segments = np.array([[0, len(self.calls), 1]], np.int64) if segments is None else segments
-        self.parallel = any(call.parallel for call in self.calls)
+        self.parallel = bool(self.table[:, PARALLEL].any())
         self.blas = any(call.blas for call in self.calls)
         self._addresses = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments)
 

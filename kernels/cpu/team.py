@@ -30,7 +30,6 @@ ARRIVED, DONE, FINISHED, WORDS = 0, LINE, 2 * LINE, 3 * LINE
 # A word: number of the call, first task, end of the tasks
 TASK_BITS = 20
 TASK_LIMIT = 1 << TASK_BITS
-CALL_LIMIT = 1 << (62 - 2 * TASK_BITS)
 _MASK = TASK_LIMIT - 1
 # Bytes of a row of the driver's table of calls
 CALL_BYTES = 8 * 5
