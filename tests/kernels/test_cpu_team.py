@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_calls_wait_for_those_before() -> None:
     size, chunk = 4096, 16
     calls: list[Call] = []
     arrays = [np.zeros(size, np.float32) for _ in range(6)]
-    for source, out in zip(arrays, arrays[1:], strict=False):
+    for source, out in pairwise(arrays):
         call = pointwise.add_call(source, source, out)
         # Tasks of another size: a task's elements were written by several others
         ints = call.ints.copy()
