@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import PurePath
 
 import numpy as np
 
@@ -110,5 +111,5 @@ class FloorSession:
         return peak, peak - self.at_start
 
     def blas(self) -> list[dict[str, object]]:
-        """The BLAS libraries as loaded, with their core type and threads."""
-        return blas.loaded()
+        """The BLAS libraries as loaded, with their core type and threads; of where they lie, only the file's name."""
+        return [{**found, "path": PurePath(found["path"] or "").name} for found in blas.loaded()]
