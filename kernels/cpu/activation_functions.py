@@ -87,7 +87,8 @@ def gelu(z, alpha):
 
 
 def gelu_slope(z, alpha):
-    return T(0.5) * (T(1.0) + ERF(z * T(SQRT_HALF))) + z * EXP(T(-0.5) * z * z) * T(NORMAL_PEAK)
+    bell = EXP(T(-0.5) * z * z)
+    return T(0.5) * (T(1.0) + ERF_FROM(z * T(SQRT_HALF), bell)) + z * bell * T(NORMAL_PEAK)
 
 
 def gelu_tanh(z, alpha):

@@ -126,15 +126,20 @@ def tanh(z):
     return -y if z < T(0.0) else y
 
 
-def erf(x):
+def erf_from(x, bell):
+    """The error function, where ``bell = exp(-x**2)`` is known."""
     a = abs(x)
     w = x * x
     inner = x + x * ERF_POLYNOMIAL(w)
     # An infinite or huge x must not meet 0 * inf in the branch that is selected
     b = T(ERF_END) if a > T(ERF_END) else a
-    outer = T(1.0) - EXP(-b * b) * ERFC_POLYNOMIAL(T(2.0) / (T(2.0) + b) - T(ERFC_CENTRE))
+    outer = T(1.0) - bell * ERFC_POLYNOMIAL(T(2.0) / (T(2.0) + b) - T(ERFC_CENTRE))
     outer = -outer if x < T(0.0) else outer
     return inner if a < T(1.0) else outer
+
+
+def erf(x):
+    return ERF_FROM(x, EXP(-x * x))
 
 
 @once
@@ -154,6 +159,6 @@ def names(dtype: np.dtype[Any]) -> dict[str, Any]:
         "ERFC_POLYNOMIAL": polynomial(erf_coefficients.ERFC[dtype.name]),
     }
     found: dict[str, Any] = {}
-    for template in (exp, expm1, log1p, log_above_1, sigmoid, softplus, tanh, erf):
+    for template in (exp, expm1, log1p, log_above_1, sigmoid, softplus, tanh, erf_from, erf):
         found[template.__name__.upper()] = function(template, dtype, exact=True, **constants, **polynomials, **found)
     return found
