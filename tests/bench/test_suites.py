@@ -22,7 +22,9 @@ def _pytest(*args: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("pytest_benchmark")
     return subprocess.run(
         [sys.executable, "-m", "pytest", "bench/", "-q", *args],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        # A worker of pytest-xdist would tell pytest-benchmark to keep still
+        cwd=ROOT, env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+        | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
