@@ -227,6 +227,7 @@ def backward_call(
         tiles=tiles,
         reads=(dy, saved),
         writes=(out,),
+        sums=(db_parts,),
         nanoseconds=dy.size / 2,
     )
 

@@ -44,6 +44,8 @@ class Call:
         Set where task t does nothing but tile t of the rows of a batch; such calls can run tile by tile (fusion.py).
     reads, writes : tuple of ndarray
         The arrays that have the batch's rows: those of a call with tiles, and those that a late one reads.
+    sums : tuple of ndarray
+        What a call with tiles adds up over them: whole only after the last one.
     when : {"", "early", "late"}
         "early": depends on no array of the batch's rows. "late": nothing but late calls, and calls without tiles,
         depends on it. So it may be done before, or after, calls with tiles.
@@ -63,6 +65,7 @@ class Call:
     tiles: tuning.Tiles | None = None
     reads: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     writes: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
+    sums: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     when: str = ""
     reduces: bool = False
     nanoseconds: float = 0.0

@@ -33,12 +33,30 @@ def chain_tiles(I, F, task):
                 fetch_add(I[2] + 8 * c, cycle_count() - began)
 
 
+def _operands(call: Call) -> list[tuple[int, int, int, bool]]:
+    """Address, bytes of a row, end, and whether it is written, of each array of a call.
+
+    An array without the batch's rows has rows of 0 bytes: a tile needs all of it.
+    """
+    found = []
+    rows = [(x, True) for x in call.writes] + [(x, False) for x in call.reads]
+    for x, written in rows:
+        if x is not None:
+            found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
+    seen = {id(x) for x, _ in rows}
+    whole = [(x, True) for x in call.sums] + [(x, False) for x in call.keep if id(x) not in seen]
+    for x, written in whole:
+        if isinstance(x, np.ndarray):
+            found.append((x.ctypes.data, 0, x.ctypes.data + x.nbytes, written))
+    return found
+
+
 class _Chain:
     """Calls on the same tiles that nothing has to come between."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._rows: list[tuple[int, int, int, bool]] = []  # address, bytes of a row, end, whether it is written
+        self._touched: list[tuple[int, int, int, bool]] = []  # as _operands gives them
 
     def takes(self, call: Call) -> bool:
         """Whether `call` may run tile by tile with those that are here.
@@ -48,25 +66,21 @@ class _Chain:
         """
         if self.calls and call.tiles != self.calls[0].tiles:
             return False
-        for address, size, end, written in self._operands(call):
-            for other, other_size, other_end, other_written in self._rows:
-                overlap = address < other_end and other < end
-                if overlap and (written or other_written) and (address, size) != (other, other_size):
-                    return False
-        return True
+        return not self.disturbed_by(call)
 
-    @staticmethod
-    def _operands(call: Call) -> list[tuple[int, int, int, bool]]:
-        found = []
-        for arrays, written in ((call.reads, False), (call.writes, True)):
-            for x in arrays:
-                if x is not None:
-                    found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
-        return found
+    def disturbed_by(self, call: Call) -> bool:
+        """Whether `call` and those that are here cannot both go tile by tile through memory that they share."""
+        for address, size, end, written in _operands(call):
+            for other, other_size, other_end, other_written in self._touched:
+                overlap = address < other_end and other < end
+                tile_by_tile = size and (address, size) == (other, other_size)
+                if overlap and (written or other_written) and not tile_by_tile:
+                    return True
+        return False
 
     def add(self, call: Call) -> None:
         self.calls.append(call)
-        self._rows += self._operands(call)
+        self._touched += _operands(call)
 
     def call(self) -> Call:
         """All of it as one call."""
@@ -88,15 +102,16 @@ def fused(calls: Sequence[Call]) -> list[Call]:
     result: list[Call] = []
     chain, late = _Chain(), list[Call]()
 
-    def overwrites(call: Call) -> bool:
-        """Whether `call` writes what a late one has yet to read."""
-        return any(
-            np.may_share_memory(written, read)
-            for written in call.writes
-            for other in late
-            for read in other.reads
-            if written is not None and read is not None
-        )
+    def too_early(call: Call) -> bool:
+        """Whether `call` writes what a late one has yet to read, or needs what one has yet to write."""
+        mine = _operands(call)
+        for other in late:
+            for arrays, waits in ((other.reads, False), (other.writes, True)):
+                for x in arrays:
+                    begin, stop = x.ctypes.data, x.ctypes.data + x.nbytes
+                    if any((waits or written) and a < stop and begin < b for a, _, b, written in mine):
+                        return True
+        return False
 
     def flush() -> None:
         nonlocal chain
@@ -108,10 +123,12 @@ def fused(calls: Sequence[Call]) -> list[Call]:
 
     for call in calls:
         if call.tiles is not None:
-            if not chain.takes(call) or overwrites(call):
+            if not chain.takes(call) or too_early(call):
                 flush()
             chain.add(call)
         elif call.when == "early":
+            if chain.disturbed_by(call) or too_early(call):
+                flush()
             result.append(call)
         elif call.when == "late":
             late.append(call)

@@ -153,7 +153,7 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
     ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk], np.int64)
     parallel = tasks > 1 and parts.size >= tuning.PARALLEL_ELEMENTS and threads.count() > 1
     call = Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
-    call.reduces = beta == 0.0
+    call.reduces, call.writes = beta == 0.0, (out,)
     return call
 
 
@@ -315,7 +315,7 @@ def rows_product(
 def depth_product(a: np.ndarray, b: np.ndarray, parts: np.ndarray, tiles: tuning.Tiles) -> list[Call]:
     """Calls of ``a.T b`` of two arrays with the rows of a batch; task t sums over its tiles, in ``parts[t]``."""
     calls = _product(a, b, parts, True, False, 0.0, tiles, DEPTH)
-    calls[-1].tiles, calls[-1].reads = tiles, (a, b)
+    calls[-1].tiles, calls[-1].reads, calls[-1].sums = tiles, (a, b), (parts,)
     return calls
 
 
@@ -328,6 +328,6 @@ def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, tra
         tiles = tuning.Tiles(k, -(-k // number))
         parts = np.empty((tiles.tasks, m, n), out.dtype)
         reduce = reduce_call(parts, out, beta)
-        reduce.when = ""
+        reduce.when, reduce.reduces = "", False  # it follows its product, whatever becomes of that
         return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, DEPTH), reduce]
     return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), ROWS)

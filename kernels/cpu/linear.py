@@ -65,6 +65,6 @@ def backward_calls(
             after.append(reduce_call(dW_parts, dW))
     else:
         for call in gemm_calls(x, dy, dW, True, False, 0.0):
-            call.when, call.reads = "late", (x, dy)
+            call.when, call.reads, call.writes = "late", (x, dy), (dW,)
             after.append(call)
     return [*calls, *after]

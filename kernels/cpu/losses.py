@@ -227,7 +227,9 @@ def _loss_parts(state: np.ndarray, tasks: int) -> tuple[np.ndarray, list[Call]]:
     if tasks == 1:
         return loss, []
     parts = np.empty((tasks, 1))
-    return parts, [reduce_call(parts, loss)]
+    reduce = reduce_call(parts, loss)
+    reduce.writes = ()  # of the state: kernels of the batch's rows read other slots of it
+    return parts, [reduce]
 
 
 def _address(x: np.ndarray | None) -> int:

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("numba")
 
 from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
 from nnfast.kernels.cpu import activations, fusion, linear, tuning
 from nnfast.kernels.cpu.driver import Call, Program
@@ -77,6 +78,51 @@ def test_early_and_late_calls_do_not_end_a_chain() -> None:
     calls = fused([tiled(x, 1.0, tiles), plain("early"), tiled(x, 1.0, tiles), plain("late"), tiled(x, 1.0, tiles)])
     assert names(calls) == [0, 3, 0]
     assert names(fused([tiled(x, 1.0, tiles), plain(""), tiled(x, 1.0, tiles)])) == [0, 0, 0]
+
+
+def _same_as_numpy(step, *arrays: np.ndarray) -> None:
+    """A recorded step on copies of the arrays gives what the NumPy backend gives."""
+    results = []
+    for backend in (NumbaBackend(), NumpyBackend()):
+        copies = [array.copy() for array in arrays]
+        backend.capture(lambda bk, copies=copies: step(bk, *copies)).run()
+        results.append(copies)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_tile_needs_whole_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, biases and gradients that are themselves computed in the step, as a layer of one's own may do."""
+    monkeypatch.setattr("nnfast.kernels.cpu.threads.count", lambda: 2)
+    rng = np.random.default_rng(0)
+    n = 1500
+    x, dy, y, z, dx = (rng.standard_normal((n, 40)).astype("f4") for _ in range(5))
+    dy /= 100  # gradients of the size of weights
+    raw, W, dW, W2 = (rng.standard_normal((40, 40)).astype("f4") / 6 for _ in range(4))
+    square = rng.standard_normal((n, n)).astype("f4") / 40
+    b, db = rng.standard_normal(40).astype("f4"), np.zeros(40, "f4")
+
+    def weights_of_rows(bk, x, y, square, z):
+        bk.act("tanh", x, out=y)
+        bk.linear_act(square, y, None, "identity", out=z)  # every row needs all rows of y
+
+    def packed_weights(bk, raw, W, dy, x, dx, dW):
+        bk.act("tanh", raw, out=W)
+        bk.linear_act_grad(dy, x, W, None, "identity", dx=dx, dW=dW, db=None)
+
+    def gradient_as_weights(bk, dy, x, W, dW, db, W2, z):
+        bk.linear_act_grad(dy, x, W, None, "identity", dx=None, dW=dW, db=db)
+        bk.act("tanh", dW, out=W2)
+        bk.linear_act(x, dW, db, "tanh", out=z, saved=None)
+
+    def sum_as_bias(bk, x, b, W, z):
+        bk.sum_rows(x, out=b)
+        bk.linear_act(x, W, b, "relu", out=z)
+
+    _same_as_numpy(weights_of_rows, x, y, square, z)
+    _same_as_numpy(packed_weights, raw, W, dy, x, dx, dW)
+    _same_as_numpy(gradient_as_weights, dy, x, W, dW, db, W2, z)
+    _same_as_numpy(sum_as_bias, x, b, W, z)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
