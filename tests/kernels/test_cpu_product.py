@@ -161,6 +161,14 @@ def test_what_is_not_finite_stays_where_it_belongs(width: int) -> None:
     np.testing.assert_array_equal(np.isfinite(out), np.isfinite(expected))
 
 
+def test_denormal_numbers_are_numbers(width: int) -> None:
+    tiny = np.full((25, 40), 1e-40, np.float32)
+    tiny[::2] *= -3
+    out = np.empty((25, 40), np.float32)
+    _run(gemm.gemm_calls(tiny, np.eye(40, dtype=np.float32), out, False, False, 0.0))
+    np.testing.assert_array_equal(out, tiny)
+
+
 def test_the_result_does_not_depend_on_the_number_of_threads(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, _, _ = _operands(150, 300, 500, False, False, "float32")
     results = []

@@ -167,3 +167,22 @@ def test_results_do_not_depend_on_the_serial_or_parallel_driver(monkeypatch):
     monkeypatch.setattr(threads, "count", lambda: 1)
     replay.run()
     np.testing.assert_array_equal(out, first)
+
+
+def test_training_with_any_number_of_threads(monkeypatch):
+    """Alike within rounding; with one thread and one seed the same bits again."""
+    import nnfast as nf
+
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((900, 20)).astype(np.float32), rng.integers(0, 5, 900)
+
+    def trained(number):
+        monkeypatch.setattr(threads, "count", lambda: number)
+        model = nf.Sequential([nf.Dense(48, "gelu"), nf.Dropout(0.1), nf.Dense(5)])
+        model.fit(X, y, loss="cross_entropy", epochs=3, batch_size=300, device="numba", seed=1, verbose=0)
+        return model.get_flat_weights()
+
+    one = trained(1)
+    np.testing.assert_array_equal(trained(1), one)
+    for number in (2, 3, 5):
+        np.testing.assert_allclose(trained(number), one, rtol=1e-4, atol=1e-5)
