@@ -104,14 +104,15 @@ def fused(calls: Sequence[Call]) -> list[Call]:
 
     def too_early(call: Call) -> bool:
         """Whether `call` writes what a late one has yet to read, or needs what one has yet to write."""
-        mine = _operands(call)
-        for other in late:
-            for arrays, waits in ((other.reads, False), (other.writes, True)):
-                for x in arrays:
-                    begin, stop = x.ctypes.data, x.ctypes.data + x.nbytes
-                    if any((waits or written) and a < stop and begin < b for a, _, b, written in mine):
-                        return True
-        return False
+        pending = [(x, False) for other in late for x in other.reads] + [
+            (x, True) for other in late for x in other.writes
+        ]
+        return any(
+            (waits or written) and begin < x.ctypes.data + x.nbytes and x.ctypes.data < end
+            for begin, _, end, written in _operands(call)
+            for x, waits in pending
+            if x is not None
+        )
 
     def flush() -> None:
         nonlocal chain
