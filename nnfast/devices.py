@@ -125,6 +125,8 @@ def get_backend(device: str | Backend | None = None, *, fused: bool = True) -> B
     """
     if isinstance(device, Backend):
         return device
+    if isinstance(device, str) and (known := _backends.get((device, fused))) is not None:
+        return known
     name = resolve(device)
     with _lock:
         if (name, fused) not in _backends:

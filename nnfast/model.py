@@ -164,13 +164,13 @@ class Sequential(Network):
 
     # ---- inference -------------------------------------------------------------------------------------
     def _inputs(self, X: Any, device: str | Backend | None) -> Any:
-        self._need_built()
+        in_shape = self.in_shape  # or an error, where the model has no weights
         backend = self.place(device)
-        if data.on_gpu(X) and backend.xp is not np:
-            X = backend.asarray(X)
-        else:
+        if isinstance(X, np.ndarray) or backend.xp is np or not data.on_gpu(X):
             X = data.as_array(X, "X")
-        data.check_inputs(X, self.in_shape)
+        else:
+            X = backend.asarray(X)
+        data.check_inputs(X, in_shape)
         return X
 
     def predict(self, X: Any, *, batch_size: int | None = None, device: str | Backend | None = None) -> np.ndarray:

@@ -111,20 +111,23 @@ class Network:
         return self._parameters is not None
 
     def _need_built(self) -> None:
-        if not self.is_built:
+        if self._parameters is None:
             raise NotBuiltError(f"the model has no weights yet: {_UNKNOWN_INPUT}")
 
+    # A prediction for one row takes microseconds and asks for these several times
     @property
     def built(self) -> list[Built]:
         """The layers with their shapes and declarations."""
-        self._need_built()
+        if self._parameters is None:
+            self._need_built()
         return self._built
 
     @property
     def parameters(self) -> Parameters:
         """The weights, on their device."""
-        self._need_built()
-        assert self._parameters is not None
+        if self._parameters is None:
+            self._need_built()
+            raise AssertionError
         return self._parameters
 
     @property
@@ -251,10 +254,11 @@ class Network:
         -------
         Backend
         """
+        parameters = self.parameters
         if device is not None or not self._placed:
-            self.parameters.move(devices.get_backend(device), self.dtype)
+            parameters.move(devices.get_backend(device), parameters.dtype)
             self._placed = True
-        return self.parameters.backend
+        return parameters.backend
 
     # ---- weights -----------------------------------------------------------------------------------------
     def get_weights(self) -> dict[str, np.ndarray]:

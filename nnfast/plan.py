@@ -207,13 +207,14 @@ class Plan:
                 self.backend.copy(kept, out=first)
 
     def _program(self, rows: int) -> _Program:
-        if not 1 <= rows <= self.batch:
-            raise ValueError(f"the plan takes 1 to {self.batch} rows, got {rows}")
-        if rows not in self._programs:
+        program = self._programs.get(rows)
+        if program is None:
+            if not 1 <= rows <= self.batch:
+                raise ValueError(f"the plan takes 1 to {self.batch} rows, got {rows}")
             while len(self._programs) >= 8:  # one per number of rows; odd sizes come and go
                 del self._programs[next(iter(self._programs))]
-            self._programs[rows] = _Program(self, rows)
-        return self._programs[rows]
+            program = self._programs[rows] = _Program(self, rows)
+        return program
 
     # ---- use ---------------------------------------------------------------------------------------------
     def use_data(
@@ -254,6 +255,10 @@ class Plan:
 
     def feed(self, x: Array, target: Array | None = None, weight: Array | None = None) -> None:
         """Copy a batch into the plan's buffers."""
+        self._fed(x, target, weight)
+
+    def _fed(self, x: Array, target: Array | None, weight: Array | None) -> _Program:
+        """The program of a batch, which is now in its buffers."""
         program = self._program(x.shape[0])
         for source, out in ((x, program.x), (target, program.target), (weight, program.weight)):
             if out is not None:
@@ -261,6 +266,13 @@ class Plan:
                     given = "nothing" if source is None else f"shape {source.shape}"
                     raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
                 self.backend.copy(source, out=out)
+        return program
+
+    def infer(self, x: Array, target: Array | None = None, weight: Array | None = None) -> Array:
+        """Feed a batch, do a step, and return its output: a view that the next step overwrites."""
+        program = self._fed(x, target, weight)
+        program.replay.run()
+        return program.output
 
     def replay(self, rows: int) -> Replay:
         """The recorded step of `rows` rows."""

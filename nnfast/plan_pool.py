@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from .losses import Loss, name_of
@@ -25,9 +23,10 @@ class PlanPool:
 
     def row_bytes(self, built: list[Built], dtype: Any) -> int:
         """Memory of an inference plan for each row of its batch."""
-        if dtype not in self._row_bytes:
-            self._row_bytes[dtype] = max(1, PlanLayout(built, 16, dtype, training=False).nbytes // 16)
-        return self._row_bytes[dtype]
+        found = self._row_bytes.get(dtype)
+        if found is None:
+            found = self._row_bytes[dtype] = max(1, PlanLayout(built, 16, dtype, training=False).nbytes // 16)
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlanPool:
         return PlanPool()
@@ -35,25 +34,31 @@ class PlanPool:
     def __reduce__(self) -> tuple[type[PlanPool], tuple[()]]:
         return PlanPool, ()
 
-    @contextmanager
-    def borrow(
+    def take(
         self, built: list[Built], params: Parameters, batch: int, loss: Loss | None, target: Any, weighted: bool
-    ) -> Iterator[Plan]:
-        """A plan for these sizes that nobody else uses meanwhile; the arguments are those of :class:`Plan`."""
+    ) -> tuple[Any, Plan]:
+        """A plan for these sizes that nobody else uses until it is given back, and what to give it back under.
+
+        The arguments are those of :class:`Plan`.
+        """
         described: Any = loss  # a loss of the user's own may hold anything: it is its own key
         if loss is not None and loss.replayable:
             described = (name_of(loss), repr(loss.config()))
-        key = (batch, described, repr(target), weighted)
+        key = (batch, described, None if target is None else repr(target), weighted)
         with self._lock:
-            plans = self._idle.get(key, [])
+            plans = self._idle.get(key)
             plan = plans.pop() if plans else None
         # The weights may have moved to another device or dtype since
         if plan is None or plan.weights is not params.flat:
             plan = Plan(built, params, batch, loss=loss, target=target, weighted=weighted)
-        try:
-            yield plan
-        finally:
-            with self._lock:
-                self._idle.setdefault(key, []).append(plan)
-                while len(self._idle) > 6:
-                    del self._idle[next(iter(self._idle))]
+        return key, plan
+
+    def give_back(self, key: Any, plan: Plan) -> None:
+        """Keep `plan` for the next :meth:`take`."""
+        with self._lock:
+            plans = self._idle.get(key)
+            if plans is None:
+                plans = self._idle[key] = []
+            plans.append(plan)
+            while len(self._idle) > 6:
+                del self._idle[next(iter(self._idle))]

@@ -119,6 +119,7 @@ def _parallel(calls, segments, number, times, control, lanes, give_way, clocks):
             store_release(control + team.FINISHED, 1)
         else:
             team.follow(control, calls, lanes, lane, give_way)
+    team.clear(control, lanes)
 
 
 _lock = threading.RLock()
@@ -166,6 +167,7 @@ class Program:
         self.parallel = bool(self.table[:, PARALLEL].any())
         self.blas = any(call.blas for call in self.calls)
         self._addresses = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments)
+        self._control: tuple[int, int, np.ndarray] | None = None  # lanes, address, the memory
 
     @classmethod
     def chain(cls, parts: Sequence[tuple[Program, int]]) -> Program:
@@ -184,7 +186,7 @@ class Program:
         return cls(calls, np.concatenate(segments))
 
     def run(self, times: int = 1) -> None:
-        """Run all segments, in order, so many times. Holds no lock of Python's meanwhile."""
+        """Run all segments, in order, so many times. Holds no lock of Python's meanwhile; one caller at a time."""
         if self.blas:
             with threads.single_threaded_blas:
                 self._run(times)
@@ -198,9 +200,12 @@ class Program:
             _driver(False)(*self._addresses, times)
 
     def _run_together(self, times: int, lanes: int, clocks: int = 0) -> None:
-        driver, control = _driver(True), team.control_block(lanes)
+        driver, control = _driver(True), self._control
+        if control is None or control[0] != lanes:
+            block = team.control_block(lanes)
+            self._control = control = lanes, block.ctypes.data, block
         with threads.region_guard():
-            driver(*self._addresses, times, control.ctypes.data, lanes, team.yield_address(), clocks)
+            driver(*self._addresses, times, control[1], lanes, team.yield_address(), clocks)
 
     def cycles(self, times: int) -> np.ndarray:
         """Cycles that each call took in `times` runs, as the thread that leads saw it; int64."""

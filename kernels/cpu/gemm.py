@@ -222,9 +222,18 @@ def _generated(m: int, n: int, k: int, dtype: Any) -> product.Blocking | None:
     return product.blocking(dtype) if m * n * k > tuning.TINY_PRODUCT else None
 
 
+def _splits_row(m: int, n: int, k: int, dtype: Any) -> bool:
+    """Whether threads share the product of one row by the steps of its sum.
+
+    Each of them then reads its part of B in one piece, which is faster than to read some columns of all rows.
+    """
+    shared = m == 1 and threads.count() > 1 and 2 * n * k >= tuning.PARALLEL_FLOPS and k > n // 16
+    return shared and _generated(m, n, k, dtype) is not None
+
+
 def starts_from_bias(m: int, n: int, k: int, dtype: Any) -> bool:
     """Whether :func:`rows_product` can add a bias, and apply ReLU, in registers."""
-    return _generated(m, n, k, dtype) is not None
+    return _generated(m, n, k, dtype) is not None and not _splits_row(m, n, k, dtype)
 
 
 def _product(
@@ -300,6 +309,8 @@ def rows_product(
     (m, n), k = out.shape, a.shape[1]
     lanes = threads.count()
     blocks = _generated(m, n, k, out.dtype)
+    if not trans_b and _splits_row(m, n, k, out.dtype):
+        return _depth_parts(a, b, out, False, trans_b, 0.0)
     if tiles.number == 1 < lanes and 2 * m * n * k >= tuning.PARALLEL_FLOPS and blocks is not None:
         # Few rows, a large matrix: threads take columns
         width = blocks.shape.columns
@@ -319,15 +330,24 @@ def depth_product(a: np.ndarray, b: np.ndarray, parts: np.ndarray, tiles: tuning
     return calls
 
 
+def _depth_parts(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float
+) -> list[Call]:
+    """Calls of a product where each thread does some steps of the sum, in its own copy of C; these are added up."""
+    m, n = out.shape
+    k = a.shape[0] if trans_a else a.shape[1]
+    tiles = tuning.Tiles(k, -(-k // threads.count()))
+    parts = np.empty((tiles.tasks, m, n), out.dtype)
+    reduce = reduce_call(parts, out, beta)
+    reduce.when, reduce.reduces = "", False  # it follows its product, whatever becomes of that
+    return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, DEPTH), reduce]
+
+
 def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, trans_b: bool, beta: float) -> list[Call]:
     """The calls of one product of C-contiguous 2-d arrays of one dtype, float32 or float64."""
     m, n = out.shape
     k = a.shape[0] if trans_a else a.shape[1]
     number = threads.count() if 2 * m * n * k >= tuning.PARALLEL_FLOPS else 1
     if number > 1 and m * n <= tuning.SPLIT_BATCH_ELEMENTS and k > 4 * max(m, n):
-        tiles = tuning.Tiles(k, -(-k // number))
-        parts = np.empty((tiles.tasks, m, n), out.dtype)
-        reduce = reduce_call(parts, out, beta)
-        reduce.when, reduce.reduces = "", False  # it follows its product, whatever becomes of that
-        return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, DEPTH), reduce]
+        return _depth_parts(a, b, out, trans_a, trans_b, beta)
     return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), ROWS)

@@ -38,7 +38,7 @@ _PATIENCE = 2000
 
 
 def control_block(lanes: int) -> np.ndarray:
-    """The memory that a team of that many threads shares; it starts on a line of its own."""
+    """The memory that a team of that many threads shares, all zeros; it starts on a line of its own."""
     size = (WORDS + lanes * LINE) // 8
     block = np.zeros(size + LINE // 8, np.int64)
     skip = -block.ctypes.data % LINE // 8
@@ -118,3 +118,10 @@ def follow(control, calls, lanes, lane, give_way):
             turns = 0
         else:
             turns = _wait(turns, give_way)
+
+
+@function
+def clear(control, lanes):
+    """Make the control block ready for the next region; by one thread, after all have left this one."""
+    for item in range(3 + lanes):
+        store_release(control + item * LINE, 0)

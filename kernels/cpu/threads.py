@@ -21,6 +21,7 @@ import numba
 from numba.np.ufunc import parallel as pool
 
 _numba_config: Any = numba.config  # its attributes are set at run time
+_pool: Any = pool  # as are this module's when the pool starts
 _forked = False
 _region_lock = threading.Lock()
 _no_lock = nullcontext()
@@ -32,7 +33,7 @@ def count() -> int:
         return 1
     if not pool._is_initialized:
         return int(_numba_config.NUMBA_NUM_THREADS)
-    return int(numba.get_num_threads())
+    return int(_pool._get_num_threads())  # numba.get_num_threads() without its two locks
 
 
 @once
@@ -49,8 +50,14 @@ def find_tbb() -> None:
 
 
 def region_guard() -> Any:
-    """A context to hold around a parallel region."""
-    return _region_lock if numba.threading_layer() == "workqueue" else _no_lock
+    """A context to hold around a parallel region; the pool has started."""
+    return _region_lock if _excludes_others() else _no_lock
+
+
+@once
+def _excludes_others() -> bool:
+    """Whether the pool takes one caller at a time."""
+    return bool(numba.threading_layer() == "workqueue")
 
 
 def _openblas_functions(path: str) -> tuple[Any, Any] | None:

@@ -41,6 +41,9 @@ PRODUCT_BLOCK_BYTES = L2 // 2
 # panel of them does not stay there
 CLASHING_STRIDE = 4096
 
+# A matrix of more bytes than this is gone through once, in the order of its memory, where it meets one row
+STREAMED_BYTES = L2 // 2
+
 # An element-wise task is large enough to forget its start, small enough to balance
 CHUNK_ELEMENTS = 16_384
 # Tasks per thread of those kernels: evens out a thread that the system interrupts

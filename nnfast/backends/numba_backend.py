@@ -74,15 +74,16 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
 
     # ---- memory -----------------------------------------------------------------------------------
     def copy(self, src: Array, *, out: Array) -> None:
+        if isinstance(src, np.ndarray) and isinstance(out, np.ndarray) and self._by_numpy(src):
+            writable("copy", out=out)
+            super().copy(src, out=out)
+            return
         alike = plain(src, out) and src.dtype == out.dtype and src.shape == out.shape
         if not alike or src.dtype.hasobject or np.may_share_memory(src, out):
             self._numpy("copy", src, out=out)
             return
         writable("copy", out=out)
-        if self._by_numpy(src):
-            np.copyto(out, src)
-        else:
-            self._emit(pointwise.copy_call(src, out))
+        self._emit(pointwise.copy_call(src, out))
 
     def fill(self, x: Array, value: float) -> None:
         if not native(x):

@@ -42,13 +42,18 @@ class NumbaReplay(Replay):
             self.parts.append(item)
         if calls:
             self.parts.append(Program(fused(calls)))
+        self._use(self.parts)
+
+    def _use(self, parts: list[Program | Callback]) -> None:
+        self.parts = parts
+        self._whole = parts[0] if len(parts) == 1 and isinstance(parts[0], Program) else None
 
     @classmethod
     def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
         """Native replays, each so many times, as one that is native, too."""
         programs = [(part, times) for replay, times in parts for part in replay.parts if isinstance(part, Program)]
         chain = cls(backend, [])
-        chain.parts = [Program.chain(programs)]
+        chain._use([Program.chain(programs)])
         return chain
 
     @property
@@ -58,8 +63,8 @@ class NumbaReplay(Replay):
 
     def run(self, times: int = 1) -> None:
         """Do the recorded work so many times, on the same addresses."""
-        if len(self.parts) == 1 and isinstance(self.parts[0], Program):
-            self.parts[0].run(times)
+        if self._whole is not None:
+            self._whole.run(times)
             return
         for _ in range(times):
             for part in self.parts:

@@ -23,7 +23,8 @@ def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
     """Rows of a chunk: the user's number, or what keeps the activations within bounds."""
     if batch_size is not None:
         return min(batch_size, max(rows, 1))
-    most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // model.plans.row_bytes(model.built, model.parameters.dtype)))
+    row_bytes = model.plans.row_bytes(model.built, model.parameters.dtype)
+    most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // row_bytes))
     # A power of two, so that calls with nearby numbers of rows share a plan
     return min(most, 1 << max(0, rows - 1).bit_length())
 
@@ -34,7 +35,7 @@ def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarr
     Nothing is copied but what a step works on, and Python is not asked between steps. Returns whether that could be.
     """
     rows = len(arrays[0])
-    if rows <= batch or plan.backend.xp is not np or not plan.takes(arrays):
+    if plan.backend.xp is not np or not plan.takes(arrays):
         return False
     kept = None if result is None else result.reshape(rows, -1)
     plan.backend.fill(plan.state[S.ROW : S.ROW + 1], 0.0)
@@ -50,6 +51,19 @@ def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarr
     finally:
         plan.use_data((), None)
     return True
+
+
+def _in_chunks(
+    plan: Plan, x: Array, target: Array | None, weight: Array | None, batch: int, result: np.ndarray | None
+) -> None:
+    """Run all rows, chunk by chunk, and keep the outputs in `result`."""
+    if _gathered(plan, [a for a in (x, target, weight) if a is not None], batch, result):
+        return
+    for start in range(0, len(x), batch):
+        part = slice(start, min(start + batch, len(x)))
+        output = plan.infer(x[part], None if target is None else target[part], None if weight is None else weight[part])
+        if result is not None:
+            result[part] = plan.backend.to_numpy(output)
 
 
 def forward(
@@ -73,30 +87,32 @@ def forward(
     loss : float
         NaN where there is none.
     """
-    rows = x.shape[0]
+    rows, parameters = x.shape[0], model.parameters
     built = without_link(model.built, loss)
-    dtype = model.parameters.dtype
-    result = np.empty((rows, *(built[-1].out_shape if built else x.shape[1:])), dtype) if outputs else None
+    batch = chunk_rows(model, rows, batch_size)
+    result = None
+    if outputs and not 0 < rows <= batch:
+        result = np.empty((rows, *built[-1].out_shape), parameters.dtype)
     if rows == 0:
         return result, float("nan")
-    batch = chunk_rows(model, rows, batch_size)
     spec = None if target is None else (target.shape[1:], np.dtype(str(target.dtype)))
-    with model.plans.borrow(built, model.parameters, batch, loss, spec, weight is not None) as plan:
+    key, plan = model.plans.take(built, parameters, batch, loss, spec, weight is not None)
+    try:
         bk = plan.backend
         if loss is not None:
             bk.fill(plan.state, 0.0)
             bk.fill(plan.state[S.STEP : S.STEP + 1], 1.0)  # what BAD_STEP is set to
-        arrays = [a for a in (x, target, weight) if a is not None]
-        for start in () if _gathered(plan, arrays, batch, result) else range(0, rows, batch):
-            part = slice(start, min(start + batch, rows))
-            size = part.stop - start
-            plan.feed(x[part], None if target is None else target[part], None if weight is None else weight[part])
-            plan.run(size)
-            if result is not None:
-                result[part] = bk.to_numpy(plan.output(size))
+        if rows > batch:
+            _in_chunks(plan, x, target, weight, batch, result)
+        else:
+            output = plan.infer(x, target, weight)
+            if outputs:
+                result = np.array(bk.to_numpy(output))
         if loss is None:
             return result, float("nan")
         state = plan.read_state()
+    finally:
+        model.plans.give_back(key, plan)
     if state[S.BAD_STEP] or not state[S.WEIGHT_SUM]:
         return result, float("nan")
     return result, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM])

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from nnfast.kernels.cpu import gemm, micro, product, threads, tuning
+from nnfast.kernels.cpu import gemm, linear, micro, product, threads, tuning
 from nnfast.kernels.cpu.driver import Call, Program
 from nnfast.kernels.cpu.fusion import fused
 
@@ -91,15 +91,54 @@ def test_threads_share_the_columns_of_few_rows(
     ):
         monkeypatch.setattr(threads, "count", lambda number=number: number)
         a, b, expected, bound = _operands(m, n, k, False, trans_b, "float32")
-        # Only a forward pass has a bias
-        bias = None if trans_b else np.random.default_rng(1).standard_normal(n).astype(np.float32)
+        # Only a forward pass has a bias, and one row gets it later: there threads share the steps of the sum
+        later = trans_b or not gemm.starts_from_bias(m, n, k, np.dtype(np.float32))
+        assert later == (trans_b or m == 1)
+        bias = None if later else np.random.default_rng(1).standard_normal(n).astype(np.float32)
         expected = expected if bias is None else expected + bias
         out = np.full((m, n), np.nan, np.float32)
+        relu = relu and not later
         calls = gemm.rows_product(a, b, out, tuning.row_tiles(m, number), trans_b, bias, relu)
-        assert calls[-1].tasks > 1 or n < 32
+        assert max(call.tasks for call in calls) > 1 or n < 32
         _run(fused(calls))
         expected = np.maximum(expected, 0) if relu else expected
         assert (np.abs(out - expected) <= bound + 1e-6).all(), (m, n, k)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_row_and_a_large_matrix(width: int, dtype: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a matrix is read in the order of its memory, in one piece by each thread."""
+    monkeypatch.setattr(threads, "count", lambda: number)
+    for n, k in ((1000, 403), (4096, 81), (601, 602), (300, 2)):
+        a, b, expected, bound = _operands(1, n, k, False, False, dtype)
+        assert k == 2 or b.nbytes > tuning.STREAMED_BYTES
+        bias = np.random.default_rng(1).standard_normal(n).astype(dtype)
+        expected = np.maximum(expected + bias, 0)
+        bound = 4 * bound + 8 * np.finfo(dtype).eps * np.abs(bias)
+        for name, saved in (("relu", None), ("tanh", np.empty((1, n), dtype))):
+            out = np.full((1, n), np.nan, dtype)
+            _run(fused(linear.forward_calls(a, b, bias, name, 0.0, out, saved)))
+            if saved is None:
+                assert (np.abs(out - expected) <= bound).all(), (n, k)
+            else:
+                assert (np.abs(np.maximum(saved, 0) - expected) <= bound).all(), (n, k)
+                np.testing.assert_allclose(out, np.tanh(saved), rtol=1e-5, atol=1e-6)
+    # A product that adds to what is there, and a row that is a column of its matrix
+    a, b, expected, bound = _operands(700, 1, 520, True, False, dtype)
+    out = np.ones((700, 1), dtype)
+    _run(gemm.gemm_calls(a, b, out, True, False, 1.0))
+    assert (np.abs(out - 1 - expected) <= 4 * bound + 1e-6).all()
+
+
+def test_a_large_matrix_passes_nan_on() -> None:
+    a, b = np.ones((1, 600), np.float32), np.ones((600, 520), np.float32)
+    b[599, 3], b[:, 4], b[1, 5], b[2, 5] = np.nan, -1.0, np.inf, -np.inf
+    out = np.empty((1, 520), np.float32)
+    _run(fused(linear.forward_calls(a, b, None, "relu", 0.0, out, None)))
+    expected = np.full((1, 520), 600.0)
+    expected[0, 3], expected[0, 4], expected[0, 5] = np.nan, 0.0, np.nan
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("per_task", [1, 2, 100])
@@ -118,7 +157,7 @@ def test_tiles_of_depth(width: int, per_task: int) -> None:
 def test_bias_and_relu(width: int, relu: bool, dtype: str) -> None:
     for m, n, k in combinations((1, 5, 30), (1, 9, 70, 300), (40, tuning.PRODUCT_DEPTH + 5)):
         if not gemm.starts_from_bias(m, n, k, np.dtype(dtype)):
-            assert m * n * k <= tuning.TINY_PRODUCT
+            assert m == 1 or m * n * k <= tuning.TINY_PRODUCT
             continue
         a, b, expected, bound = _operands(m, n, k, False, False, dtype)
         bias = np.random.default_rng(1).standard_normal(n).astype(dtype)
