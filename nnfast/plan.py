@@ -257,15 +257,20 @@ class Plan:
         """Copy a batch into the plan's buffers."""
         self._fed(x, target, weight)
 
+    def _put(self, source: Array | None, out: Array) -> None:
+        if source is None or source.shape != out.shape:  # a copy would broadcast
+            given = "nothing" if source is None else f"shape {source.shape}"
+            raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
+        self.backend.copy(source, out=out)
+
     def _fed(self, x: Array, target: Array | None, weight: Array | None) -> _Program:
         """The program of a batch, which is now in its buffers."""
         program = self._program(x.shape[0])
-        for source, out in ((x, program.x), (target, program.target), (weight, program.weight)):
-            if out is not None:
-                if source is None or source.shape != out.shape:  # a copy would broadcast
-                    given = "nothing" if source is None else f"shape {source.shape}"
-                    raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
-                self.backend.copy(source, out=out)
+        self._put(x, program.x)
+        if program.target is not None:
+            self._put(target, program.target)
+        if program.weight is not None:
+            self._put(weight, program.weight)
         return program
 
     def infer(self, x: Array, target: Array | None = None, weight: Array | None = None) -> Array:
