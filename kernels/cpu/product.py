@@ -15,6 +15,7 @@ import numpy as np
 
 from . import micro, tuning
 from .specialise import function
+from .transpose import transposed_block
 
 
 def tile_product(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
@@ -159,16 +160,18 @@ def pack_columns(first, last, k, n, b, ldb, trans, to):
                     for j in range(columns, width):
                         out[j] = T(0.0)
         else:
-            # Some steps at a time: a line of each source row, and of the panel, while it is in the cache
-            for p0 in range(0, k, 16):
-                for j in range(columns):
-                    source, out = ptr(b + ((j0 + j) * ldb + p0) * T_SIZE), ptr(base + (p0 * width + j) * T_SIZE)
-                    for p in range(min(16, k - p0)):
-                        out[p * width] = source[p]
-                for j in range(columns, width):
-                    out = ptr(base + (p0 * width + j) * T_SIZE)
-                    for p in range(min(16, k - p0)):
-                        out[p * width] = T(0.0)
+            for j in range(0, columns, VL):
+                some = min(VL, columns - j)
+                whole = k - k % VL if some == VL else 0
+                source, out = b + (j0 + j) * ldb * T_SIZE, base + j * T_SIZE
+                for p in range(0, whole, VL):
+                    TRANSPOSE(source + p * T_SIZE, ldb * T_SIZE, out + p * width * T_SIZE, width * T_SIZE)
+                for p in range(whole, k):
+                    panel, column = ptr(out + p * width * T_SIZE), ptr(source + p * T_SIZE)
+                    for i in range(some):
+                        panel[i] = column[i * ldb]
+                    for i in range(some, VL):
+                        panel[i] = T(0.0)
         j0 += width
 
 
@@ -275,6 +278,7 @@ class Blocking:
             rows = shape.rows if name == "MICRO_HIGH" else shape.few_rows
             names[f"{name}_HALF"] = micro.micro_kernel(dtype, rows, 1, lanes, True)
         names["MULTIPLY_ROW"] = row_product(dtype, width)
+        names["TRANSPOSE"] = transposed_block(dtype, shape.lanes)
         templates = (tile_product, multiply_column, multiply, pack_columns, pack_rows, product)
         for template in templates:
             inline = template is product
