@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,12 @@ class Call:
         depends on it. So it may be done before, or after, calls with tiles.
     reduces : bool
         Whether it is a sum of parts, which others can join.
+    cut : callable, optional
+        Of a product that goes by rows of its result: ``cut(tiles, claimed)`` are calls that go by these rows, and ask
+        for what lies `claimed` bytes after the result, since it will be written next.
+    update : callable, optional
+        Of an optimizer's step on flat arrays: ``update(pieces)`` are calls that do the same for ``(first, size,
+        chunk)`` of the elements, in place of this one; `reads` is the gradient, `writes` the weights and the rest.
     nanoseconds : float
         About what it takes on one thread.
     """
@@ -68,6 +74,8 @@ class Call:
     sums: tuple[np.ndarray | None, ...] = field(default=(), repr=False)
     when: str = ""
     reduces: bool = False
+    cut: Callable[[tuning.Tiles, int], list[Call]] | None = field(default=None, repr=False)
+    update: Callable[[Sequence[tuple[int, int, int]]], list[Call]] | None = field(default=None, repr=False)
     nanoseconds: float = 0.0
 
     def __post_init__(self) -> None:

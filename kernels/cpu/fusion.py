@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import tuning
+from . import threads, tuning
 from .atomics import fetch_add
 from .driver import Call
 from .gemm import reduced_together
@@ -97,6 +97,62 @@ class _Chain:
         return Call(kernel(chain_tiles), ints, np.zeros(1), tiles.tasks, parallel, blas, tuple(self.calls))
 
 
+def _cut_for_update(call: Call, late: Sequence[Call], step: Call) -> Call | None:
+    """The product `call` by tiles of rows of a weight, if the optimizer's `step` can follow it tile by tile.
+
+    Meanwhile it asks for the weights that come next: other threads have read them, and to take them from their caches
+    is most of what an update costs.
+    """
+    grad, weights = step.reads[0], step.writes[0]
+    out = call.writes[0] if call.cut is not None else None
+    if call.cut is None or out is None or grad is None or weights is None:
+        return None
+    tiles = tuning.update_tiles(len(out), out.nbytes, call.nanoseconds, threads.count())
+    begin, end = grad.ctypes.data, grad.ctypes.data + grad.nbytes
+    inside = begin <= out.ctypes.data and out.ctypes.data + out.nbytes <= end and out.dtype == grad.dtype
+    disturbed = any(
+        np.may_share_memory(x, y) for x in call.reads if x is not None for y in step.writes if y is not None
+    )
+    if tiles is None or not inside or disturbed:
+        return None
+    *before, product = call.cut(tiles, weights.ctypes.data - begin)
+    product.tiles, product.writes = tiles, (out,)
+    return None if before else product
+
+
+def _with_update(late: Sequence[Call], step: Call) -> list[Call]:
+    """`late` calls and the optimizer's `step`, which updates rows of a large weight once their gradient is there.
+
+    So that gradient is read from a near cache, and never from that of another thread.
+    """
+    cut = [(call, _cut_for_update(call, late, step)) for call in late]
+    products = [product for _, product in cut if product is not None]
+    if not products:
+        return [*reduced_together(late), step]
+    grad = step.reads[0]
+    assert grad is not None
+    pieces: list[tuple[int, int, int]] = []  # first element, size, chunk
+    rest = [(0, grad.size)]
+    for product in products:
+        out, tiles = product.writes[0], product.tiles
+        assert out is not None
+        assert tiles is not None
+        first = (out.ctypes.data - grad.ctypes.data) // grad.itemsize
+        pieces.append((first, out.size, tiles.tile * out.shape[1]))
+        around = [part for a, b in rest for part in ((a, min(b, first)), (max(a, first + out.size), b))]
+        rest = [(a, b) for a, b in around if a < b]
+    pieces += [(a, b - a, tuning.chunks(b - a, threads.count())[0]) for a, b in rest]
+    assert step.update is not None
+    updates = step.update(pieces)
+    result = reduced_together([call for call, product in cut if product is None])
+    for product, update in zip(products, updates, strict=False):
+        update.tiles = product.tiles
+        chain = _Chain()
+        chain.calls = [product, update]
+        result.append(chain.call())
+    return [*result, *updates[len(products) :]]
+
+
 def fused(calls: Sequence[Call]) -> list[Call]:
     """The same work, with runs of calls that have tiles as one call each."""
     result: list[Call] = []
@@ -114,11 +170,11 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             if x is not None
         )
 
-    def flush() -> None:
+    def flush(step: Call | None = None) -> None:
         nonlocal chain
         if chain.calls:
             result.append(chain.call())
-        result.extend(reduced_together(late))
+        result.extend(reduced_together(late) if step is None else _with_update(late, step))
         chain = _Chain()
         late.clear()
 
@@ -133,6 +189,8 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             result.append(call)
         elif call.when == "late":
             late.append(call)
+        elif call.update is not None:
+            flush(call)
         else:
             flush()
             result.append(call)

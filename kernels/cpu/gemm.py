@@ -159,8 +159,8 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
 
 # ---- generated ---------------------------------------------------------------------------------------
 # The record goes on with the mode, where A is packed to (0: read where it is) and bytes from task to task, state of B,
-# where it is packed to and bytes from task to task, bias or 0, and whether the result goes through ReLU. By the mode a
-# tile is a range of rows, of the summed dimension, or of columns.
+# where it is packed to and bytes from task to task, bias or 0, whether the result goes through ReLU, and bytes from C
+# to what is to be written after it, or 0. By the mode a tile is a range of rows, of the sum's dimension, or of columns.
 ROWS, DEPTH, COLUMNS = range(3)
 
 
@@ -193,7 +193,7 @@ def generated_product(I, F, task):
                 out[j] *= beta
     a_to = I[13] + room * I[14] if I[13] != 0 else 0
     how = (0 if beta == T(0.0) else ADD) | (RELU if I[19] != 0 else 0)
-    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[15], b_to, c, I[2], how, bias)
+    PRODUCT(m, n, k, a, I[9], I[7], a_to, b, I[10], I[8], I[15], b_to, c, I[2], how, bias, I[20])
 
 
 def pack_task(I, F, task):
@@ -247,6 +247,7 @@ def _product(
     mode: int,
     bias: np.ndarray | None = None,
     relu: bool = False,
+    claimed: int = 0,
 ) -> list[Call]:
     """The call of a product on tiles of the rows or columns of C or of the steps of the sum, after what packs B."""
     m, n = out.shape[-2:]
@@ -287,7 +288,7 @@ def _product(
             call, packed = _pack_call(blocks, b, k, n, trans_b)
             before.append(call)
             b_to, state = (packed.ctypes.data, 0), PACKED
-    ints += [mode, *a_to, state, *b_to, 0 if bias is None else bias.ctypes.data, relu]
+    ints += [mode, *a_to, state, *b_to, 0 if bias is None else bias.ctypes.data, relu, claimed]
     address = kernel(generated_product, dtype, blocks.variant, PRODUCT=blocks.product)
     call = Call(address, np.array(ints), np.array([beta]), tiles.number, parallel, keep=tuple(keep), nanoseconds=time)
     return [*before, call]
@@ -350,4 +351,10 @@ def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, tra
     number = threads.count() if 2 * m * n * k >= tuning.PARALLEL_FLOPS else 1
     if number > 1 and m * n <= tuning.SPLIT_BATCH_ELEMENTS and k > 4 * max(m, n):
         return _depth_parts(a, b, out, trans_a, trans_b, beta)
-    return _product(a, b, out, trans_a, trans_b, beta, tuning.product_rows(m, number), ROWS)
+
+    def by(tiles: tuning.Tiles, claimed: int = 0) -> list[Call]:
+        return _product(a, b, out, trans_a, trans_b, beta, tiles, ROWS, claimed=claimed)
+
+    calls = by(tuning.product_rows(m, number))
+    calls[-1].cut = by
+    return calls

@@ -123,18 +123,27 @@ def copy_memory(typingctx, out, source, nbytes):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line at `address`, which will be read soon; any address will do."""
-
+def _prefetching(writes: int) -> Any:
     def codegen(context, builder, signature, args):
         i32 = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [VOID_POINTER, i32, i32, i32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(args[0], VOID_POINTER), i32(0), i32(3), i32(1)])
+        builder.call(function, [builder.inttoptr(args[0], VOID_POINTER), i32(writes), i32(3), i32(1)])
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+    return codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at `address`, which will be read soon; any address will do."""
+    return types.void(types.int64), _prefetching(0)
+
+
+@intrinsic
+def claim(typingctx, address):
+    """Ask for the cache line at `address`, which will be written soon, and take it from other cores' caches."""
+    return types.void(types.int64), _prefetching(1)
 
 
 @intrinsic

@@ -8,6 +8,7 @@ no task of the same step sees it early.
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, sqrt
 from typing import Any
 
@@ -289,14 +290,24 @@ def step_calls(name: str, state: np.ndarray, arrays: tuple[np.ndarray | None, ..
         names = {"CENTERED": arrays[3] is not None, "MOMENTUM": arrays[4] is not None}
         template = rmsprop
     variant = "_".join(key.lower() for key, on in names.items() if on)
-    chunk, tasks = tuning.chunks(size, threads.count())
-    flags = np.zeros(tasks)
-    addresses = [0 if a is None else a.ctypes.data for a in arrays]
-    ints = np.array([state.ctypes.data, flags.ctypes.data, size, chunk, *addresses], np.int64)
-    call = Call(
-        kernel(template, dtype, variant, **names), ints, np.zeros(1), tasks, tasks > 1, keep=(state, flags, arrays)
-    )
+    address = kernel(template, dtype, variant, **names)
+    record = np.array([state.ctypes.data, 0, 0, name == "nadam"], np.int64)
+
+    def pieces(cuts: Sequence[tuple[int, int, int]]) -> list[Call]:
+        """A call for each ``(first, size, chunk)`` of the elements."""
+        counts = [-(-number // chunk) for _, number, chunk in cuts]
+        flags = np.zeros(sum(counts))
+        record[1:3] = flags.ctypes.data, len(flags)
+        calls, flag = [], 0
+        for (start, number, chunk), tasks in zip(cuts, counts, strict=True):
+            at = [0 if a is None else a.ctypes.data + start * a.itemsize for a in arrays]
+            ints = np.array([state.ctypes.data, flags[flag:].ctypes.data, number, chunk, *at], np.int64)
+            calls.append(Call(address, ints, np.zeros(1), tasks, tasks > 1, keep=(state, flags, arrays)))
+            flag += tasks
+        return calls
+
+    [call] = pieces([(0, size, tuning.chunks(size, threads.count())[0])])
     if name == "ema":
         return [call]
-    record = np.array([state.ctypes.data, flags.ctypes.data, tasks, name == "nadam"], np.int64)
-    return [call, Call(kernel(finish), record, np.zeros(1), keep=(state, flags))]
+    call.update, call.reads, call.writes = pieces, arrays[1:2], (first, *arrays[2:])
+    return [call, Call(kernel(finish), record, np.zeros(1), keep=(state, call))]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import micro, tuning
+from .intrinsics import claim
 from .specialise import function
 from .transpose import transposed_block
 
@@ -98,11 +99,12 @@ def multiply_column(m, k, a, a_row, b, c, how, bias):
         out[i] = T(0.0) if how & RELU != 0 and total < T(0.0) else total
 
 
-def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, how, bias):
+def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, how, bias, claimed):
     """``C = A B``, plus C where `how` has ADD, else plus the row `bias`; C has rows of `ldc` elements.
 
     Addresses are in bytes, steps in elements. What is not packed has element (i, p) of A at ``a_row i + a_step p`` and
-    (p, j) of B at ``b_step p + j``.
+    (p, j) of B at ``b_step p + j``. Where `claimed` is not 0, what lies so many bytes after a tile of C is asked for
+    meanwhile, since it is to be written next.
     """
     blocks = (k + KC - 1) // KC
     depth = (k + blocks - 1) // blocks
@@ -133,6 +135,10 @@ def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, h
                         bj, sj = b + (j + p0 * b_step) * T_SIZE, b_step * T_SIZE
                     start = 0 if bias == 0 or here & ADD != 0 else bias + j * T_SIZE
                     cij = c + (i * ldc + j) * T_SIZE
+                    if claimed != 0 and p0 + kc == k:
+                        for r in range(rows):
+                            for line in range(0, columns * T_SIZE, 64):
+                                claim(cij + claimed + r * ldc * T_SIZE + line)
                     TILE_PRODUCT(kc, ai, ri, si, bj, sj, cij, ldc * T_SIZE, here, start, rows, columns)
                 i += rows
 
@@ -200,7 +206,7 @@ def pack_rows(m, k, a, lda, trans, to):
                         out[i] = source[i]
 
 
-def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, ldc, how, bias):
+def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, ldc, how, bias, claimed):
     """``C = f(op(A) op(B) + ...)``, see :func:`multiply`: packs what is to be packed, then multiplies.
 
     A is read where it is if `a_to` is 0, else packed there. `b_state` 0: B is read where it is; 1: it is packed to
@@ -228,7 +234,7 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     where_a = a_to if a_to != 0 else a
     where_b = b_to if b_state != 0 else b
     row, step = (1, lda) if trans_a != 0 else (lda, 1)
-    MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, how, bias)
+    MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, how, bias, claimed)
 
 
 class Blocking:

@@ -61,6 +61,11 @@ PARALLEL_NS = 2_000
 # into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 65_536
 
+# A gradient of more bytes than this is worth an update of its weights while parts of this size are in a near cache ...
+UPDATE_BYTES = L2 // 8
+# ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
+UPDATE_SHARE = 50
+
 
 def generated_products() -> bool:
     """Whether products are done by the generated kernels (product.py), or by BLAS because ``NNFAST_GEMM`` says so.
@@ -117,6 +122,14 @@ def product_rows(rows: int, threads: int) -> Tiles:
     """One tile a thread, for a product on its own."""
     tile = -(-rows // threads)
     return Tiles(rows, max(1, min(rows, -(-tile // 4) * 4)))
+
+
+def update_tiles(rows: int, nbytes: int, nanoseconds: float, threads: int) -> Tiles | None:
+    """Rows of a gradient of `nbytes`, whose product takes so long, that are updated at once; ``None``: all later."""
+    if nbytes <= UPDATE_BYTES or nanoseconds > UPDATE_SHARE * nbytes / 3:
+        return None
+    number = threads * -(-nbytes // (threads * UPDATE_BYTES))
+    return Tiles(rows, -(-rows // (number * 4)) * 4)
 
 
 def product_ns(m: int, n: int, k: int) -> float:

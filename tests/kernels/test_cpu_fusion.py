@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("numba")
 
+import nnfast as nf
 from nnfast.backends.numba_backend import NumbaBackend
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
@@ -186,3 +187,80 @@ def test_a_step_with_dropout_is_one_chain_and_the_late_work() -> None:
         pytest.skip("the batch is one tile here")
     assert len(chains) == 1
     assert len(chains[0].keep) >= 9
+
+
+OPTIMIZERS = {
+    "sgd": lambda: nf.SGD(0.05, weight_decay=0.01),
+    "momentum": lambda: nf.SGD(0.05, momentum=0.9),
+    "nesterov": lambda: nf.SGD(0.05, momentum=0.9, nesterov=True),
+    "adam": lambda: nf.Adam(0.01),
+    "adamw and a moving average": lambda: nf.AdamW(0.01, ema=0.9),
+    "adamax": lambda: nf.Adamax(0.01),
+    "nadam": lambda: nf.NAdam(0.01),
+    "adagrad": lambda: nf.Adagrad(0.05),
+    "rmsprop": lambda: nf.RMSprop(0.01, momentum=0.9, centered=True),
+    "lion": lambda: nf.Lion(0.01),
+    "clipped": lambda: nf.Adam(0.01, clip_norm=0.1),
+}
+
+
+def _trained(name: str, dtype: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((150, 30)).astype(dtype), rng.integers(0, 5, 150)
+    model = nf.Sequential([nf.Dense(37, "tanh"), nf.Dense(16, "relu", bias=False), nf.Dense(5)])
+    history = model.fit(
+        X, y, loss="cross_entropy", optimizer=OPTIMIZERS[name](), epochs=3, batch_size=64,
+        device="numba", dtype=dtype, seed=0, verbose=0,
+    )  # fmt: skip
+    return {**model.get_weights(), **model.parameters.get_slots()}, np.array(history["loss"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updating_weights_while_their_gradient_is_near_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int, dtype: str
+) -> None:
+    monkeypatch.setattr("nnfast.kernels.cpu.threads.count", lambda: number)
+    monkeypatch.setattr(tuning, "SPLIT_BATCH_ELEMENTS", 0)  # no gradient is a sum of the threads' parts
+    cut: list[int] = []
+    original = fusion._cut_for_update
+
+    def counted(*args):
+        product = original(*args)
+        cut.append(product is not None)
+        return product
+
+    monkeypatch.setattr(fusion, "_cut_for_update", counted)
+    monkeypatch.setattr(tuning, "UPDATE_BYTES", 1 << 60)
+    expected, losses = _trained(name, dtype)
+    assert not any(cut)
+    monkeypatch.setattr(tuning, "UPDATE_BYTES", 500)
+    found, found_losses = _trained(name, dtype)
+    # A norm is known only when all gradients are; one tile on one thread is summed with the rest of its step
+    assert any(cut) == (name != "clipped" and number > 1)
+    np.testing.assert_array_equal(found_losses, losses)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_a_gradient_that_another_call_needs_is_not_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update waits where the product's operands are weights, or where a later product reads the gradient."""
+    monkeypatch.setattr("nnfast.kernels.cpu.threads.count", lambda: 2)
+    monkeypatch.setattr(tuning, "SPLIT_BATCH_ELEMENTS", 0)
+    monkeypatch.setattr(tuning, "UPDATE_BYTES", 500)
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal(3 * 40 * 40).astype("f4")
+    W, W2, W3 = flat.reshape(3, 40, 40)
+    x, dy = rng.standard_normal((2, 200, 40)).astype("f4")
+
+    def step(bk, flat, grad, x, dy, state):
+        dW, dW2, dW3 = grad.reshape(3, 40, 40)
+        bk.linear_act_grad(dy, x, flat[:1600].reshape(40, 40), None, "identity", dx=None, dW=dW, db=None)
+        bk.linear_act_grad(dW, flat[1600:3200].reshape(40, 40), W, None, "identity", dx=None, dW=dW2, db=None)
+        bk.linear_act_grad(dy, x, W3, None, "identity", dx=None, dW=dW3, db=None)
+        bk.sgd_step(flat, grad, None, state, nesterov=False)
+
+    state = np.zeros(S.SIZE)
+    state[[S.LR, S.GRAD_SCALE, S.STEP]] = 0.01, 1.0, 1.0
+    _same_as_numpy(step, flat, np.zeros_like(flat), x, dy, state)
