@@ -19,6 +19,7 @@ __all__ = [
     "keep_threshold",
     "permutation",
     "permutations",
+    "permute",
     "philox_4x32",
 ]
 
@@ -92,6 +93,11 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
+def permute(bits: np.random.BitGenerator, table: np.ndarray) -> None:
+    """Put the numbers of each row of `table` in a random order, the one that a new generator `bits` gives."""
+    np.random.Generator(bits).permuted(table, axis=1, out=table)
+
+
 class Orders:
     """The orders of `n` rows in the epochs of a training, each a random permutation of ``0..n-1``.
 
@@ -105,10 +111,16 @@ class Orders:
         The user's seed, in ``[0, 2**64)``.
     n : int
         Rows in an epoch.
+
+    Attributes
+    ----------
+    permute : callable
+        ``permute(bits, table)`` is :meth:`~nnfast.backends.base.Backend.permute` of a backend.
     """
 
     def __init__(self, seed: int, n: int) -> None:
         self.seed, self.n = seed, n
+        self.permute = permute
         self._per_block = max(1, _BLOCK // max(n, 1))
         self._kept: tuple[int, np.ndarray] | None = None
 
@@ -118,7 +130,7 @@ class Orders:
     def _block(self, number: int) -> np.ndarray:
         if self._kept is None or self._kept[0] != number:
             table = self._rows(self._per_block)
-            generator(self.seed, SHUFFLE, number).permuted(table, axis=1, out=table)
+            self.permute(generator(self.seed, SHUFFLE, number).bit_generator, table)
             self._kept = number, table
         return self._kept[1]
 
@@ -128,8 +140,8 @@ class Orders:
             raise ValueError(f"first and count must not be negative, got {first} and {count}")
         if self._per_block == 1:
             table = self._rows(count)
-            for epoch, order in enumerate(table, first):
-                generator(self.seed, SHUFFLE, epoch).shuffle(order)
+            for row in range(count):
+                self.permute(generator(self.seed, SHUFFLE, first + row).bit_generator, table[row : row + 1])
             return table
         table = np.empty((count, self.n), np.int64)
         done = 0

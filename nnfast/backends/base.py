@@ -17,7 +17,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import activations
+import numpy as np
+
+from .. import activations, random
 from ..activations import Activation
 
 Array = Any
@@ -114,6 +116,13 @@ class Backend(ABC):
                 replay.run(times)
 
         return Replay(run)
+
+    def permute(self, bits: np.random.BitGenerator, table: np.ndarray) -> None:
+        """Put the numbers of each row of `table`, int64 on the host, in the order that a new generator gives.
+
+        The same one on every backend: that of :meth:`numpy.random.Generator.permuted`.
+        """
+        random.permute(bits, table)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         """Call Python code as part of a step: a user's layer, loss or optimizer.

@@ -17,7 +17,7 @@ from .. import activations
 from ..activations import Activation
 from ..kernels import step_state as S
 from ..kernels.cpu import activations as tiles
-from ..kernels.cpu import gemm, linear, losses, pointwise, rows, tuning
+from ..kernels.cpu import gemm, linear, losses, pointwise, rows, shuffle, tuning
 from ..kernels.cpu.driver import Call, Program
 from ..kernels.cpu.fusion import fused
 from ..random import keep_threshold
@@ -65,6 +65,12 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
     def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
         replays = [(replay, times) for replay, times in parts if isinstance(replay, NumbaReplay) and replay.native]
         return NumbaReplay.chained(self._eager, replays) if len(replays) == len(parts) else super().chain(parts)
+
+    def permute(self, bits: np.random.BitGenerator, table: np.ndarray) -> None:
+        if plain(table) and table.dtype == np.int64 and table.ndim == 2:
+            shuffle.permute(bits, table)
+        else:
+            super().permute(bits, table)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         if self._record is None:

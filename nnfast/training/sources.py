@@ -89,6 +89,11 @@ class ArraySource(Source):
         self.weighted = weight is not None
         self._orders = random.Orders(seed, self.rows) if shuffle else None
 
+    def attach(self, engine: Engine, keep_outputs: bool) -> None:
+        super().attach(engine, keep_outputs)
+        if self._orders is not None:
+            self._orders.permute = engine.backend.permute
+
     def order_of(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of epoch `epoch`."""
         return np.arange(len(self.y)) if self._orders is None else self._orders.of(epoch, 1)[0]

@@ -251,7 +251,6 @@ def test_a_gradient_that_another_call_needs_is_not_used_up(monkeypatch: pytest.M
     monkeypatch.setattr(tuning, "UPDATE_BYTES", 500)
     rng = np.random.default_rng(0)
     flat = rng.standard_normal(3 * 40 * 40).astype("f4")
-    W, W2, W3 = flat.reshape(3, 40, 40)
     x, dy = rng.standard_normal((2, 200, 40)).astype("f4")
 
     def step(bk, flat, grad, x, dy, state):
