@@ -32,7 +32,7 @@ _32 = np.uint64(32)
 INIT, SHUFFLE, SPLIT = 1, 2, 3
 
 # Row numbers that are drawn at a time: a generator of its own for each epoch costs more than a short order
-_BLOCK = 8192
+_BLOCK = 16384
 
 
 def philox_4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, ...]:

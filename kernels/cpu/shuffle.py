@@ -24,18 +24,19 @@ def shuffle_rows(I, F, task):
         while bits < element:
             bits = 2 * bits + 1
         while element > 0:
-            if element <= bits >> 1:
-                bits >>= 1
-            target = element + 1
-            while target > element and used < number:
-                # The generator gives 64 bits, of which NumPy takes the lower half first
-                target = (words[used >> 1] >> (32 * (used & 1))) & bits
-                used += 1
-            if target > element:
+            if used == number:
                 I[5], I[6], I[7] = row, element, used
                 return
-            numbers[element], numbers[target] = numbers[target], numbers[element]
-            element -= 1
+            bits = bits >> 1 if element <= bits >> 1 else bits
+            # The generator gives 64 bits, of which NumPy takes the lower half first
+            target = (words[used >> 1] >> (32 * (used & 1))) & bits
+            used += 1
+            # A branch that depends on chance costs more than to swap an element with itself and do it again
+            taken = 1 if target <= element else 0
+            target = target if taken != 0 else element
+            first, second = numbers[element], numbers[target]
+            numbers[element], numbers[target] = second, first
+            element -= taken
         row += 1
         element = columns - 1
     I[5], I[6], I[7] = row, element, used
