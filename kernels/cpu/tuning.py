@@ -26,6 +26,8 @@ PARALLEL_ELEMENTS = 4_096
 PARALLEL_TRANSFERS = 1_000
 # Bytes that a copy moves in the time of an element
 COPY_BYTES = 32
+# Up to this many bytes NumPy copies or fills sooner than the records of a kernel's call are made, which takes 20 us
+EAGER_COPY_BYTES = 1 << 19
 # A product does some 100 float32 operations/ns on one thread, a small one half of that.
 PARALLEL_FLOPS = 200_000
 

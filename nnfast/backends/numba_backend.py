@@ -104,7 +104,7 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
 
     def _by_numpy(self, x: Array) -> bool:
         """Whether to do it now, and so little that a kernel's call costs several times as much."""
-        return self._record is None and x.size < tuning.PARALLEL_ELEMENTS
+        return self._record is None and x.nbytes < tuning.EAGER_COPY_BYTES
 
     # ---- primitives -------------------------------------------------------------------------------
     def gemm(
