@@ -317,7 +317,10 @@ def rows_product(
         width = blocks.shape.columns
         columns = tuning.Tiles(n, -(-n // (lanes * width)) * width)
         return _product(a, b, out, False, trans_b, 0.0, columns, COLUMNS, bias, relu)
-    *before, call = _product(a, b, out, False, trans_b, 0.0, tiles, ROWS, bias, relu)
+    # What a thread writes next is what its next tile will write
+    size = tiles.tile * n * out.itemsize
+    claimed = size if tiles.per_task > 1 and size <= tuning.CLAIMED_BYTES else 0
+    *before, call = _product(a, b, out, False, trans_b, 0.0, tiles, ROWS, bias, relu, claimed)
     for early in before:
         early.when = "early"
     call.tiles, call.reads, call.writes = tiles, (a,), (out,)

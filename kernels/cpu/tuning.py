@@ -63,6 +63,8 @@ PARALLEL_NS = 2_000
 # into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 65_536
 
+# A product of tiles whose results are no larger than this asks for the next one's memory; more would push out its own
+CLAIMED_BYTES = L2 // 4
 # A gradient of more bytes than this is worth an update of its weights while parts of this size are in a near cache ...
 UPDATE_BYTES = L2 // 8
 # ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
