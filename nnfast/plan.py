@@ -63,7 +63,16 @@ class _Program:
             self.layers.append(bound)
             x = y
         self.output = x
-        self.replay: Replay = plan.capture(self.train if plan.training else self.infer)
+        self.gradients: list[Array] = [
+            view(slot, rows).reshape(rows, *built.out_shape)
+            for slot, built in zip(layout.gradients, plan.built if plan.training else [], strict=True)
+        ]
+        # Whoever feeds batches may read the output of a step, or its input, but nothing else
+        inner = [layer.y for layer in self.layers[:-1]] + self.gradients
+        inner += [view(slot, rows) for each in layout.layers for _, slot, per_row in each.declared if slot and per_row]
+        if plan.resident:
+            inner += [a for a in (self.x, self.target, self.weight, self.output) if a is not None]
+        self.replay: Replay = plan.capture(self.train if plan.training else self.infer, inner)
 
     def _matrix(self, x: Array) -> Array:
         return x.reshape(self.rows, -1)
@@ -98,11 +107,7 @@ class _Program:
         assert plan.optimizer is not None
         bk.begin_step(plan.state, plan.lr_table)
         self._forward(bk)
-        built = plan.built
-        gradients = [
-            plan.view(slot, self.rows).reshape(self.rows, *layer.out_shape)
-            for slot, layer in zip(plan.layout.gradients, built, strict=True)
-        ]
+        built, gradients = plan.built, self.gradients
         self._loss(bk, self._matrix(gradients[-1]))
         self._keep_output(bk)
         # Layers before the first one with parameters need no gradient
@@ -189,7 +194,12 @@ class Plan:
         buffers = [b for b in (program.x, program.target, program.weight) if b is not None]
         return list(zip(self._data, buffers, strict=True)) if self._data else []
 
-    def capture(self, step: Callable[[Backend], None]) -> Replay:
+    @property
+    def resident(self) -> bool:
+        """Whether steps gather their own batches."""
+        return bool(self._data)
+
+    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         """Record a step. Recording may run it: meanwhile BAD_STEP keeps it from changing any weight."""
         before = np.array(self.backend.to_numpy(self.state))
         inert = before.copy()
@@ -200,7 +210,7 @@ class Plan:
         kept = None if first is None else np.array(self.backend.to_numpy(first))
         self.backend.copy(inert, out=self.state)
         try:
-            return self.backend.capture(step)
+            return self.backend.capture(step, temporary)
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:

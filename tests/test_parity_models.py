@@ -211,7 +211,7 @@ def test_moving_between_backends(any_backend):
 class RunsWhileRecording(NumpyBackend):
     """Recording may run the step, as a warm-up before a CUDA graph does."""
 
-    def capture(self, step):
+    def capture(self, step, temporary=()):
         step(self)
         return Replay(lambda: step(self))
 

@@ -59,6 +59,10 @@ class Call:
         chunk)`` of the elements, in place of this one; `reads` is the gradient, `writes` the weights and the rest.
     nanoseconds : float
         About what it takes on one thread.
+    ahead : int, optional
+        Place in `ints` of how far after its result it asks for memory; 0 there is not at all.
+    room : tuple of ndarray
+        Working memory that belongs to this call alone.
     """
 
     function: int
@@ -77,6 +81,8 @@ class Call:
     cut: Callable[[tuning.Tiles, int], list[Call]] | None = field(default=None, repr=False)
     update: Callable[[Sequence[tuple[int, int, int]]], list[Call]] | None = field(default=None, repr=False)
     nanoseconds: float = 0.0
+    ahead: int | None = None
+    room: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         # The kernel reads the bits: an integer among the parameters must not make the record one of integers

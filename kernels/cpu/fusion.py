@@ -5,7 +5,6 @@ the gradients of large weights, which sum over the rows. What must be done befor
 after (adding up partial sums) is moved out of the way.
 """
 
-# ruff: noqa: E741 - the kernels' own names
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,88 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import threads, tuning
-from .atomics import fetch_add
+from .chain import Chain, memory_of, operands
 from .driver import Call
 from .gemm import reduced_together
-from .intrinsics import call_kernel, cycle_count
-from .specialise import kernel
-
-
-def chain_tiles(I, F, task):
-    """I: tiles, tiles of a task, clocks or 0, number of kernels, then function and records of each; same tiles for all.
-
-    Where there are `clocks`, the cycles that each kernel took, in all threads, are added to them.
-    """
-    for tile in range(task * I[1], min((task + 1) * I[1], I[0])):
-        for c in range(I[3]):
-            began = cycle_count() if I[2] != 0 else 0
-            call_kernel(I[4 + 3 * c], I[5 + 3 * c], I[6 + 3 * c], tile)
-            if I[2] != 0:
-                fetch_add(I[2] + 8 * c, cycle_count() - began)
-
-
-def _operands(call: Call) -> list[tuple[int, int, int, bool]]:
-    """Address, bytes of a row, end, and whether it is written, of each array of a call.
-
-    An array without the batch's rows has rows of 0 bytes: a tile needs all of it.
-    """
-    found = []
-    rows = [(x, True) for x in call.writes] + [(x, False) for x in call.reads]
-    for x, written in rows:
-        if x is not None:
-            found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
-    seen = {id(x) for x, _ in rows}
-    whole = [(x, True) for x in call.sums] + [(x, False) for x in call.keep if id(x) not in seen]
-    for x, written in whole:
-        if isinstance(x, np.ndarray):
-            found.append((x.ctypes.data, 0, x.ctypes.data + x.nbytes, written))
-    return found
-
-
-class _Chain:
-    """Calls on the same tiles that nothing has to come between."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self._touched: list[tuple[int, int, int, bool]] = []  # as _operands gives them
-
-    def takes(self, call: Call) -> bool:
-        """Whether `call` may run tile by tile with those that are here.
-
-        It may not where two arrays with rows of other lengths, or other starts, share memory: a tile of one would
-        be several tiles of the other.
-        """
-        if self.calls and call.tiles != self.calls[0].tiles:
-            return False
-        return not self.disturbed_by(call)
-
-    def disturbed_by(self, call: Call) -> bool:
-        """Whether `call` and those that are here cannot both go tile by tile through memory that they share."""
-        for address, size, end, written in _operands(call):
-            for other, other_size, other_end, other_written in self._touched:
-                overlap = address < other_end and other < end
-                tile_by_tile = size and (address, size) == (other, other_size)
-                if overlap and (written or other_written) and not tile_by_tile:
-                    return True
-        return False
-
-    def add(self, call: Call) -> None:
-        self.calls.append(call)
-        self._touched += _operands(call)
-
-    def call(self) -> Call:
-        """All of it as one call."""
-        tiles = self.calls[0].tiles
-        assert tiles is not None
-        time = sum(call.nanoseconds for call in self.calls)
-        parallel = tiles.tasks > 1 and time >= tuning.PARALLEL_NS
-        blas = any(call.blas for call in self.calls)
-        if len(self.calls) == 1 and tiles.per_task == 1:
-            one = self.calls[0]
-            return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
-        columns = [v for call in self.calls for v in (call.function, call.ints.ctypes.data, call.floats.ctypes.data)]
-        ints = np.array([tiles.number, tiles.per_task, 0, len(self.calls), *columns])
-        return Call(kernel(chain_tiles), ints, np.zeros(1), tiles.tasks, parallel, blas, tuple(self.calls))
 
 
 def _cut_for_update(call: Call, late: Sequence[Call], step: Call) -> Call | None:
@@ -147,16 +67,20 @@ def _with_update(late: Sequence[Call], step: Call) -> list[Call]:
     result = reduced_together([call for call, product in cut if product is None])
     for product, update in zip(products, updates, strict=False):
         update.tiles = product.tiles
-        chain = _Chain()
+        chain = Chain()
         chain.calls = [product, update]
         result.append(chain.call())
     return [*result, *updates[len(products) :]]
 
 
-def fused(calls: Sequence[Call]) -> list[Call]:
-    """The same work, with runs of calls that have tiles as one call each."""
-    result: list[Call] = []
-    chain, late = _Chain(), list[Call]()
+def fused(calls: Sequence[Call], temporary: Sequence[np.ndarray] = ()) -> list[Call]:
+    """The same work, with runs of calls that have tiles as one call each.
+
+    What ends up in the arrays that are `temporary` is undefined: a chain that is alone with one keeps only the tile
+    that it is at.
+    """
+    result: list[Call | Chain] = []
+    chain, late = Chain(), list[Call]()
 
     def too_early(call: Call) -> bool:
         """Whether `call` writes what a late one has yet to read, or needs what one has yet to write."""
@@ -165,7 +89,7 @@ def fused(calls: Sequence[Call]) -> list[Call]:
         ]
         return any(
             (waits or written) and begin < x.ctypes.data + x.nbytes and x.ctypes.data < end
-            for begin, _, end, written in _operands(call)
+            for begin, _, end, written in operands(call)
             for x, waits in pending
             if x is not None
         )
@@ -173,9 +97,9 @@ def fused(calls: Sequence[Call]) -> list[Call]:
     def flush(step: Call | None = None) -> None:
         nonlocal chain
         if chain.calls:
-            result.append(chain.call())
+            result.append(chain)
         result.extend(reduced_together(late) if step is None else _with_update(late, step))
-        chain = _Chain()
+        chain = Chain()
         late.clear()
 
     for call in calls:
@@ -195,4 +119,12 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             flush()
             result.append(call)
     flush()
-    return result
+    used = [(each, memory_of(each.calls if isinstance(each, Chain) else [each])) for each in result]
+    finished: list[Call] = []
+    for each, _ in used:
+        if isinstance(each, Chain):
+            others = [array for other, arrays in used if other is not each for array in arrays]
+            finished.append(each.call(temporary, others))
+        else:
+            finished.append(each)
+    return finished

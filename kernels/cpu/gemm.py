@@ -162,6 +162,7 @@ def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
 # where it is packed to and bytes from task to task, bias or 0, whether the result goes through ReLU, and bytes from C
 # to what is to be written after it, or 0. By the mode a tile is a range of rows, of the sum's dimension, or of columns.
 ROWS, DEPTH, COLUMNS = range(3)
+CLAIMED = 20  # place of those bytes
 
 
 def generated_product(I, F, task):
@@ -324,6 +325,7 @@ def rows_product(
     for early in before:
         early.when = "early"
     call.tiles, call.reads, call.writes = tiles, (a,), (out,)
+    call.ahead = CLAIMED if len(call.ints) > CLAIMED else None
     return [*before, call]
 
 

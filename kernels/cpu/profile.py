@@ -10,7 +10,7 @@ from functools import cache as once
 import numpy as np
 from numba import njit
 
-from . import fusion
+from . import chain as chains
 from .driver import Program
 from .intrinsics import cycle_count
 from .specialise import kernel, name_of
@@ -71,7 +71,7 @@ def profile(program: Program, times: int, before: Callable[[], None], seconds: f
     seconds : float
         How long to measure, at least.
     """
-    chain = kernel(fusion.chain_tiles)
+    chain = kernel(chains.chain_tiles)
     inner: dict[int, np.ndarray] = {}
     for c, call in enumerate(program.calls):
         if call.function == chain:

@@ -52,8 +52,8 @@ CHUNK_ELEMENTS = 16_384
 TASKS_PER_THREAD = 1
 
 # Rows that go through a whole chain of row-wise kernels before the next ones do (fusion.py): their activations stay
-# in the second-level cache, and there are enough of them that a product's start does not count
-TILE_ROWS = 512
+# in the second-level cache, there are enough of them that a product's start does not count, and they are whole tiles
+TILE_ROWS = 384
 # Fewer rows than this for each thread are not worth a thread
 THREAD_ROWS_MIN = 32
 # What a chain must take, in ns by the rates above, to be worth sharing: about ten times the cost of that

@@ -96,8 +96,10 @@ class Backend(ABC):
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device's memory."""
 
-    def capture(self, step: Callable[[Backend], None]) -> Replay:
+    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         """Record the calls that ``step(backend)`` makes, for replaying them.
+
+        What is in the `temporary` arrays after a run is undefined: a backend need not write what only the step reads.
 
         A backend may pass itself or a recorder of its own to `step`, and may run `step` now or not;
         the caller resets what a run would have changed. Work that does not go through the backend

@@ -53,14 +53,14 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         function = getattr(NumpyBackend, method)
         self.python(lambda backend: function(backend, *args, **kwargs))
 
-    def capture(self, step: Callable[[Backend], None]) -> NumbaReplay:
+    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> NumbaReplay:
         """Record the calls that ``step(backend)`` makes; nothing is computed now."""
         recorder = copy.copy(self)
         record: list[Any] = []
         recorder._record = record
         recorder._eager = self._eager
         step(recorder)
-        return NumbaReplay(self._eager, record)
+        return NumbaReplay(self._eager, record, temporary)
 
     def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
         replays = [(replay, times) for replay, times in parts if isinstance(replay, NumbaReplay) and replay.native]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..kernels.cpu.driver import Call, Program
 from ..kernels.cpu.fusion import fused
 from .base import Backend, Replay
@@ -21,6 +23,8 @@ class NumbaReplay(Replay):
         Passed to the recorded Python functions.
     record : list
         Kernel calls and Python functions, in order.
+    temporary : sequence of ndarray
+        Arrays that nobody reads after a run.
 
     Attributes
     ----------
@@ -28,8 +32,10 @@ class NumbaReplay(Replay):
         Programs, and the Python functions between them.
     """
 
-    def __init__(self, backend: Backend, record: list[Call | Callback]) -> None:
+    def __init__(self, backend: Backend, record: list[Call | Callback], temporary: Sequence[np.ndarray] = ()) -> None:
         self._backend = backend
+        if any(not isinstance(item, Call) for item in record):
+            temporary = ()  # Python code may look at everything
         self.parts: list[Program | Callback] = []
         calls: list[Call] = []
         for item in record:
@@ -41,7 +47,7 @@ class NumbaReplay(Replay):
                 calls = []
             self.parts.append(item)
         if calls:
-            self.parts.append(Program(fused(calls)))
+            self.parts.append(Program(fused(calls, temporary)))
         self._use(self.parts)
 
     def _use(self, parts: list[Program | Callback]) -> None:

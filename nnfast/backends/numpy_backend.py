@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -46,7 +46,7 @@ class NumpyBackend(ArrayBackend):
     def copy(self, src: Array, *, out: Array) -> None:
         np.copyto(out, src, casting="same_kind")
 
-    def capture(self, step: Callable[[Backend], None]) -> Replay:
+    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         def quiet() -> None:
             # A value that is not finite is found where it counts, by record_loss and the optimizer's step
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -11,7 +11,7 @@ import nnfast as nf
 from nnfast.backends.numba_backend import NumbaBackend
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
-from nnfast.kernels.cpu import activations, fusion, linear, tuning
+from nnfast.kernels.cpu import activations, chain, fusion, linear, tuning
 from nnfast.kernels.cpu.driver import Call, Program
 from nnfast.kernels.cpu.fusion import fused
 
@@ -23,7 +23,7 @@ def tiled(out: np.ndarray, bias: float, tiles: tuning.Tiles, z: np.ndarray | Non
 
 
 def names(calls: list[Call]) -> list[int]:
-    return [len(call.keep) if call.function == fusion.kernel(fusion.chain_tiles) else 0 for call in calls]
+    return [len(call.keep) if call.function == chain.kernel(chain.chain_tiles) else 0 for call in calls]
 
 
 def test_calls_on_the_same_tiles_become_one() -> None:
@@ -182,7 +182,7 @@ def test_a_step_with_dropout_is_one_chain_and_the_late_work() -> None:
         bk.linear_act_grad(dh, x, W1, h, "relu", dx=None, dW=dW1, db=db1)
 
     (program,) = NumbaBackend().capture(step).parts
-    chains = [call for call in program.calls if call.function == fusion.kernel(fusion.chain_tiles)]
+    chains = [call for call in program.calls if call.function == chain.kernel(chain.chain_tiles)]
     if not chains:  # one tile, on one thread
         pytest.skip("the batch is one tile here")
     assert len(chains) == 1
