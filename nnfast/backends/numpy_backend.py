@@ -26,16 +26,19 @@ class NumpyBackend(ArrayBackend):
         return np
 
     def empty(self, shape: Any, dtype: Any) -> Array:
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        nbytes = prod(shape) * np.dtype(dtype).itemsize
-        raw = np.empty(nbytes + _ALIGN, np.uint8)
-        start = -raw.ctypes.data % _ALIGN
-        return raw[start : start + nbytes].view(dtype).reshape(shape)
+        return self._aligned(np.empty, shape, dtype)
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
-        out = self.empty(shape, dtype)
-        out.fill(0)
-        return out
+        # Not written here, so that a system that gives memory when it is used gives none for what is never used
+        return self._aligned(np.zeros, shape, dtype)
+
+    @staticmethod
+    def _aligned(make: Callable[..., np.ndarray], shape: Any, dtype: Any) -> Array:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        nbytes = prod(shape) * np.dtype(dtype).itemsize
+        raw = make(nbytes + _ALIGN, np.uint8)
+        start = -raw.ctypes.data % _ALIGN
+        return raw[start : start + nbytes].view(dtype).reshape(shape)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         return np.asarray(x, dtype=dtype, order="C")
