@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product as combinations
 from pathlib import Path
 
@@ -40,13 +41,18 @@ def _run(calls: list[Call]) -> None:
     Program(calls).run()
 
 
-def _operands(m: int, n: int, k: int, trans_a: bool, trans_b: bool, dtype: str) -> tuple[np.ndarray, ...]:
+@lru_cache(maxsize=1000)
+def _problem(m: int, n: int, k: int, dtype: str) -> tuple[np.ndarray, ...]:
+    """A, B, their product in float64 and the bound of the numerics policy, 8 eps |A| |B|; not to be written to."""
     rng = np.random.default_rng([m, n, k])
-    a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
-    stored = [np.ascontiguousarray(x.T if t else x, dtype) for x, t in ((a, trans_a), (b, trans_b))]
-    wide = [(x.T if t else x).astype(np.float64) for x, t in zip(stored, (trans_a, trans_b), strict=True)]
-    # The bound of the numerics policy: 8 eps |A| |B|
-    return *stored, wide[0] @ wide[1], 8 * np.finfo(dtype).eps * (np.abs(wide[0]) @ np.abs(wide[1]))
+    a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+    wide = a.astype(np.float64), b.astype(np.float64)
+    return a, b, wide[0] @ wide[1], 8 * np.finfo(dtype).eps * (np.abs(wide[0]) @ np.abs(wide[1]))
+
+
+def _operands(m: int, n: int, k: int, trans_a: bool, trans_b: bool, dtype: str) -> tuple[np.ndarray, ...]:
+    a, b, expected, bound = _problem(m, n, k, dtype)
+    return *(np.array(x.T if t else x, order="C") for x, t in ((a, trans_a), (b, trans_b))), expected, bound
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
