@@ -256,7 +256,9 @@ class Network:
         """
         parameters = self.parameters
         if device is not None or not self._placed:
-            parameters.move(devices.get_backend(device), parameters.dtype)
+            backend = devices.get_backend(device)
+            if backend is not parameters.backend:
+                parameters.move(backend, parameters.dtype)
             self._placed = True
         return parameters.backend
 

@@ -218,7 +218,10 @@ class Program:
         if control is None or control[0] != lanes:
             block = team.control_block(lanes)
             self._control = control = lanes, block.ctypes.data, block
-        with threads.region_guard():
+        if threads.excludes_others():
+            with threads.region_lock():
+                driver(*self._addresses, times, control[1], lanes, team.yield_address(), clocks)
+        else:
             driver(*self._addresses, times, control[1], lanes, team.yield_address(), clocks)
 
     def cycles(self, times: int) -> np.ndarray:

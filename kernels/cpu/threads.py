@@ -11,7 +11,6 @@ import ctypes
 import os
 import sys
 import threading
-from contextlib import nullcontext
 from functools import cache as once
 from itertools import product
 from pathlib import Path
@@ -24,7 +23,6 @@ _numba_config: Any = numba.config  # its attributes are set at run time
 _pool: Any = pool  # as are this module's when the pool starts
 _forked = False
 _region_lock = threading.Lock()
-_no_lock = nullcontext()
 
 
 def count() -> int:
@@ -49,15 +47,15 @@ def find_tbb() -> None:
                 return
 
 
-def region_guard() -> Any:
-    """A context to hold around a parallel region; the pool has started."""
-    return _region_lock if _excludes_others() else _no_lock
-
-
 @once
-def _excludes_others() -> bool:
-    """Whether the pool takes one caller at a time."""
+def excludes_others() -> bool:
+    """Whether the pool, which has started, takes one caller at a time: hold :func:`region_lock` then."""
     return bool(numba.threading_layer() == "workqueue")
+
+
+def region_lock() -> threading.Lock:
+    """To hold around a parallel region."""
+    return _region_lock
 
 
 def _openblas_functions(path: str) -> tuple[Any, Any] | None:

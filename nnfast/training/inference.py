@@ -23,10 +23,12 @@ def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
     """Rows of a chunk: the user's number, or what keeps the activations within bounds."""
     if batch_size is not None:
         return min(batch_size, max(rows, 1))
+    if rows < 2:
+        return 1
     row_bytes = model.plans.row_bytes(model.built, model.parameters.dtype)
     most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // row_bytes))
     # A power of two, so that calls with nearby numbers of rows share a plan
-    return min(most, 1 << max(0, rows - 1).bit_length())
+    return min(most, 1 << (rows - 1).bit_length())
 
 
 def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarray | None) -> bool:
