@@ -16,7 +16,9 @@ import numpy as np
 from ..kernels.cuda import loader
 from .base import Array, Backend
 from .cupy_arrays import CupyArrays, probe
+from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
+from .cupy_products import CudaProducts
 from .cupy_steps import CudaSteps
 
 __all__ = ["CupyBackend", "probe"]
@@ -42,6 +44,7 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> None:
         if not self.fused or method(self, *args, **kwargs) is NotImplemented:
+            self._refuse(f"{method.__name__} by CuPy's own operations")
             composed(self, *args, **kwargs)
 
     return call
@@ -60,7 +63,7 @@ def _contract(cls: _Class) -> _Class:
 
 
 @_contract
-class CupyBackend(CudaLayers, CudaSteps, CupyArrays):
+class CupyBackend(CudaGraphs, CudaLayers, CudaSteps, CudaProducts):
     """One CUDA device through CuPy.
 
     Work goes to the current stream of the calling thread. float32 and float64 have kernels; other

@@ -14,6 +14,7 @@ from ..activations import Activation
 from ..kernels.cuda import loader
 from ..random import keep_threshold
 from .base import Array
+from .cupy_products import EPILOGUES
 
 
 def _same(*arrays: Array | None) -> bool:
@@ -31,6 +32,7 @@ class CudaLayers:
     _scratch: Any
     _array_type: Any
     gemm: Any
+    _product: Any
 
     # ---- elementwise and column sums ------------------------------------------------------------
     def add(self, x: Array, y: Array, *, out: Array) -> Any:
@@ -128,6 +130,9 @@ class CudaLayers:
         t = self._type(x, W, b, out, saved)
         if t is None or not _same(out, saved) or (b is not None and b.shape != W.shape[1:]):
             return NotImplemented
+        if b is not None and saved is None and (epilogue := EPILOGUES.get(act.name)):
+            if self._product(x, W, out, epilogue=epilogue, bias=b):
+                return None
         self.gemm(x, W, out=out)
         softmax = act.name == "softmax"
         if b is not None or saved is not None or act.name not in ("identity", "softmax"):

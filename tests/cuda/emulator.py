@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +17,21 @@ from scipy.special import erf
 
 from nnfast.backends import formulas
 from nnfast.backends.cupy_backend import CupyBackend
+from nnfast.kernels.cuda.algorithms import Algorithms
+from nnfast.kernels.cuda.cublaslt import Library
+from tests.cuda.fake_cublaslt import FakeLibrary
 from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
 from tests.cuda.host_shim import host_shim, unavailable
 
 __all__ = ["Counts", "EmulatedBackend", "FakeArray", "emulated_backend", "unavailable"]
 
 _device_erf = formulas.erf
+
+
+@cache
+def _memory() -> tempfile.TemporaryDirectory[str]:
+    """Where algorithms are remembered, for this process."""
+    return tempfile.TemporaryDirectory(prefix="nnfast-cublaslt-")
 
 
 def _erf(xp: Any, x: Any) -> Any:
@@ -37,6 +49,12 @@ class EmulatedBackend(CupyBackend):
     def _import_cupy(self, index: int) -> Any:
         formulas.erf = _erf
         return FakeCupy(host_shim(), self.multiprocessors)
+
+    def _open_cublaslt(self) -> FakeLibrary:
+        return FakeLibrary(self._cupy)
+
+    def _remembered(self, library: Library) -> Algorithms:
+        return Algorithms("emulated", library.version, Path(_memory().name))
 
     @property
     def counts(self) -> Counts:

@@ -9,6 +9,7 @@ dearly is counted: waits for the device, copies between host and device, allocat
 from __future__ import annotations
 
 import ctypes
+import weakref
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnfast.kernels.cuda import FILES, OPTIONS, source
+from tests.cuda.fake_streams import FakeError, FakeEvent, Streams
 from tests.cuda.host_shim import HostShim
 
 _GUARD = 64
@@ -32,6 +34,8 @@ class Counts:
     syncs: int = 0
     #: Copies from host to device.
     uploads: int = 0
+    #: Graphs that were launched; their kernels count as launches, too.
+    graphs: int = 0
     kernels: list[str] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -145,7 +149,7 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
         if out is None:
             result = function(*map(_unwrap, inputs), **kwargs)
             return None if result is None else self.cupy._new(result)
-        function(*map(_unwrap, inputs), out=_unwrap(out), **kwargs)
+        self.cupy.streams.do(lambda: function(*map(_unwrap, inputs), out=_unwrap(out), **kwargs))
         return out[0] if isinstance(out, tuple) else out
 
     def astype(self, dtype: Any, copy: bool = True, **kwargs: Any) -> FakeArray:
@@ -157,16 +161,18 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.cupy._new(self.host.copy())
 
     def fill(self, value: Any) -> None:
-        self.host.fill(_unwrap(value))
+        self.cupy.streams.do(lambda: self.host.fill(_unwrap(value)))
 
     # ---- between host and device --------------------------------------------------------------
     def get(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        self.cupy.streams.forbid("a copy to the host")
         self.cupy.counts.syncs += 1
         return self.host.copy()
 
     def set(self, array: np.ndarray, stream: Any = None) -> None:
         if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.shape != self.shape:
             raise TypeError("set() takes a NumPy array of the same shape and dtype")
+        self.cupy.streams.forbid("a copy from the host")
         self.cupy.counts.uploads += 1
         self.host[...] = array
 
@@ -215,12 +221,19 @@ class FakeKernel:
         values = [
             self._value(i, code, arg) for i, (code, arg) in enumerate(zip(self.kernel.signature, args, strict=True))
         ]
-        self.cupy.counts.launches += 1
-        self.cupy.counts.kernels.append(self.name)
-        self.kernel.launch(grid, block, values)
-        for arg in args:
-            if isinstance(arg, FakeArray) and not arg.memory.intact():
-                raise MemoryError(f"{self.name} wrote outside of its arrays")
+        memories = [weakref.ref(arg.memory) for arg in args if isinstance(arg, FakeArray)]
+
+        def launch() -> None:
+            self.cupy.counts.launches += 1
+            self.cupy.counts.kernels.append(self.name)
+            self.kernel.launch(grid, block, values)
+            for memory in memories:
+                if (held := memory()) is None:
+                    raise MemoryError(f"{self.name} works on memory that was given back")
+                if not held.intact():
+                    raise MemoryError(f"{self.name} wrote outside of its arrays")
+
+        self.cupy.streams.do(launch)
 
     def _value(self, i: int, code: str, arg: Any) -> Any:
         if len(code) == 1:  # CuPy passes int as int64 and float as double
@@ -272,6 +285,7 @@ class FakeDevice:
         self.cupy.current_device = self._former.pop()
 
     def synchronize(self) -> None:
+        self.cupy.streams.forbid("a wait")
         self.cupy.counts.syncs += 1
 
 
@@ -309,6 +323,7 @@ class FakeCupy:
 
     def __init__(self, shim: HostShim, multiprocessors: int = 2, devices: int = 2) -> None:
         self.shim, self.counts, self.current_device = shim, Counts(), 0
+        self.streams = Streams(self)
         self.multiprocessors = multiprocessors
         for name in _UFUNCS:
             setattr(self, name, _Ufunc(self, getattr(np, name)))
@@ -320,8 +335,13 @@ class FakeCupy:
                 getDevice=lambda: self.current_device,
                 getDeviceCount=lambda: devices,
                 memGetInfo=lambda: (3 << 30, 4 << 30),
+                getDeviceProperties=lambda index: {"name": b"Emulated GPU", "major": 9, "minor": 0},
+                CUDARuntimeError=FakeError,
             ),
-            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: FakeDevice(self, 0).synchronize()),
+            get_current_stream=lambda: self.streams.current,
+            Stream=self.streams.new,
+            Event=lambda: FakeEvent(self.streams),
+            get_elapsed_time=lambda start, end: end.time - start.time,
             cublas=SimpleNamespace(sgemm=self._gemm(np.float32), dgemm=self._gemm(np.float64)),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
         )
@@ -336,6 +356,7 @@ class FakeCupy:
     def empty(self, shape: Any, dtype: Any = np.float64) -> FakeArray:
         dtype = np.dtype(dtype)
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        self.streams.forbid("an allocation")
         memory = Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         self.counts.allocations += 1
         return FakeArray(self, memory.bytes.view(dtype).reshape(shape), memory, self.current_device)
@@ -386,7 +407,7 @@ class FakeCupy:
         return self._new(np.ascontiguousarray(x.host, dtype))
 
     def copyto(self, dst: FakeArray, src: FakeArray, casting: str = "same_kind") -> None:
-        np.copyto(_unwrap(dst), _unwrap(src), casting=casting)  # type: ignore[arg-type]
+        self.streams.do(lambda: np.copyto(_unwrap(dst), _unwrap(src), casting=casting))  # type: ignore[arg-type]
 
     def _function(self, function: Any) -> Any:
         def call(*args: Any, out: Any = None, **kwargs: Any) -> Any:

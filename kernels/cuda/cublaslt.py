@@ -1,0 +1,328 @@
+"""Matrix products through cuBLASLt: bias and activation in the product's epilogue, and nothing hidden.
+
+CuPy's own products cannot be captured in a graph. cuBLASLt's can: the workspace is the caller's, the algorithm is
+chosen beforehand, and a call launches kernels and does nothing else. It is called through ctypes.
+
+cuBLASLt counts in columns. A row-major ``C = A B`` is its ``C^T = B^T A^T``, so what it calls A is our B; a bias is
+then added along our columns, as a layer wants it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import astuple, dataclass
+from typing import Any
+
+__all__ = ["BIAS", "DEFAULT", "RELU_BIAS", "CublasLtError", "Library", "Plan", "Problem", "alignment"]
+
+# cublasLtEpilogue_t. Its GELU is the tanh approximation.
+DEFAULT, BIAS, RELU_BIAS, GELU_BIAS = 1, 4, 6, 36
+
+# cudaDataType_t, and the type of alpha and beta, of each dtype
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+# cublasComputeType_t. Without FAST_TF32 float32 is computed in float32.
+_COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
+
+# cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
+_TRANSA, _TRANSB, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8
+_WORKSPACE_BYTES, _ALIGNMENT_A = 1, 5
+_NOT_SUPPORTED = 15
+
+_STATUS = {
+    1: "not initialised",
+    3: "allocation failed",
+    7: "invalid value",
+    8: "architecture mismatch",
+    11: "mapping error",
+    13: "execution failed",
+    14: "internal error",
+    15: "not supported",
+    16: "license error",
+}
+
+#: Algorithms that are asked for, best first
+CANDIDATES = 8
+
+
+class CublasLtError(RuntimeError):
+    """A call of cuBLASLt failed.
+
+    Attributes
+    ----------
+    status : int
+        ``cublasStatus_t``.
+    """
+
+    def __init__(self, function: str, status: int) -> None:
+        super().__init__(f"{function}: {_STATUS.get(status, f'status {status}')}")
+        self.status = status
+
+
+class Algorithm(ctypes.Structure):
+    """``cublasLtMatmulAlgo_t``: opaque."""
+
+    _fields_ = [("data", c_uint64 * 8)]
+
+
+class Heuristic(ctypes.Structure):
+    """``cublasLtMatmulHeuristicResult_t``."""
+
+    _fields_ = [
+        ("algorithm", Algorithm),
+        ("workspace", c_size_t),
+        ("status", c_int32),
+        ("waves", c_float),
+        ("reserved", c_int32 * 4),
+    ]
+
+
+_H = c_void_p
+_SIGNATURES: dict[str, list[Any]] = {
+    "cublasLtCreate": [POINTER(c_void_p)],
+    "cublasLtDestroy": [_H],
+    "cublasLtMatmulDescCreate": [POINTER(c_void_p), c_int32, c_int32],
+    "cublasLtMatmulDescDestroy": [_H],
+    "cublasLtMatmulDescSetAttribute": [_H, c_int32, c_void_p, c_size_t],
+    "cublasLtMatrixLayoutCreate": [POINTER(c_void_p), c_int32, c_uint64, c_uint64, ctypes.c_int64],
+    "cublasLtMatrixLayoutDestroy": [_H],
+    "cublasLtMatmulPreferenceCreate": [POINTER(c_void_p)],
+    "cublasLtMatmulPreferenceDestroy": [_H],
+    "cublasLtMatmulPreferenceSetAttribute": [_H, c_int32, c_void_p, c_size_t],
+    "cublasLtMatmulAlgoGetHeuristic": [_H, _H, _H, _H, _H, _H, _H, c_int32, POINTER(Heuristic), POINTER(c_int32)],
+    "cublasLtMatmulAlgoCheck": [_H, _H, _H, _H, _H, _H, POINTER(Algorithm), POINTER(Heuristic)],
+    "cublasLtMatmul": [_H, _H, c_void_p, c_void_p, _H, c_void_p, _H, c_void_p, c_void_p, _H, c_void_p, _H]
+    + [POINTER(Algorithm), c_void_p, c_size_t, c_void_p],
+}
+
+
+def find() -> str:
+    """The path of the library that belongs to the installed CUDA.
+
+    Raises
+    ------
+    OSError
+        If there is none; the message says so in one line.
+    """
+    from cuda import pathfinder
+
+    try:
+        return str(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
+    except Exception as error:  # several types of pathfinder's own
+        raise OSError(f"cuBLASLt cannot be loaded: {str(error).strip().splitlines()[0][:200]}") from None
+
+
+class Library:
+    """cuBLASLt, loaded, with a handle for the current device.
+
+    Parameters
+    ----------
+    path : str
+        The shared library.
+
+    Attributes
+    ----------
+    version : int
+        Of cuBLASLt, such as 130100.
+
+    Raises
+    ------
+    OSError
+        If it cannot be loaded, or lacks a function.
+    CublasLtError
+        If it does not start.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)
+        for name, arguments in _SIGNATURES.items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError:
+                raise OSError(f"cuBLASLt at {path} has no {name}") from None
+            function.argtypes, function.restype = arguments, c_int32
+        self._library.cublasLtGetVersion.argtypes, self._library.cublasLtGetVersion.restype = [], c_size_t
+        self.version = int(self._library.cublasLtGetVersion())
+        self.handle = c_void_p()
+        self.call("cublasLtCreate", byref(self.handle))
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call the function `name`; raise :class:`CublasLtError` where it fails."""
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            raise CublasLtError(name, status)
+
+    def created(self, name: str, *arguments: Any) -> c_void_p:
+        """What ``cublasLt<name>Create`` makes."""
+        made = c_void_p()
+        self.call(f"cublasLt{name}Create", byref(made), *arguments)
+        return made
+
+
+def alignment(*addresses: int) -> int:
+    """Bytes that all of these addresses are aligned to: a power of two up to 256."""
+    together = 256
+    for address in addresses:
+        together |= address
+    return together & -together
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an algorithm is chosen for: row-major ``C = op(A) op(B)``, with an epilogue.
+
+    Attributes
+    ----------
+    m, n, k : int
+        Rows and columns of C, length of the sum.
+    dtype : str
+        Of A, B, C and the bias: float32, float64, float16 or bfloat16.
+    compute : str
+        float32, tf32 or float64.
+    trans_a, trans_b : bool
+        Whether the operand is stored as its transpose.
+    epilogue : int
+        :data:`DEFAULT`, :data:`BIAS`, :data:`RELU_BIAS` or :data:`GELU_BIAS`.
+    accumulate : bool
+        Whether the product is added to what is in C.
+    aligned : tuple of int
+        Bytes that A, B and C are aligned to, see :func:`alignment`.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    compute: str
+    trans_a: bool = False
+    trans_b: bool = False
+    epilogue: int = DEFAULT
+    accumulate: bool = False
+    aligned: tuple[int, int, int] = (16, 16, 16)
+
+    @property
+    def key(self) -> str:
+        """All of it as text."""
+        return "-".join(map(str, astuple(self)))
+
+
+class Plan:
+    """A problem with its descriptors and the algorithms that can solve it.
+
+    Parameters
+    ----------
+    library : Library
+        cuBLASLt.
+    problem : Problem
+        What is computed.
+    workspace : int
+        Bytes that an algorithm may use.
+
+    Attributes
+    ----------
+    candidates : list of Algorithm
+        What the library proposes, best first; never empty.
+    algorithm : Algorithm
+        The one that :meth:`run` uses.
+
+    Raises
+    ------
+    CublasLtError
+        If the library has no algorithm for this problem, with status 15.
+    """
+
+    def __init__(self, library: Library, problem: Problem, workspace: int) -> None:
+        self.library, self.problem, self.workspace = library, problem, workspace
+        kind = _TYPES[problem.dtype]
+        scale = _TYPES["float64" if problem.dtype == "float64" else "float32"]
+        number = ctypes.c_double if problem.dtype == "float64" else c_float
+        self._alpha, self._beta = number(1.0), number(1.0 if problem.accumulate else 0.0)
+        m, n, k = problem.m, problem.n, problem.k
+        self._owned: list[tuple[str, c_void_p]] = []
+        self._lock = threading.Lock()  # the operation holds the address of the bias
+
+        def layout(rows: int, columns: int) -> c_void_p:
+            """Of a row-major matrix, which the library sees with rows and columns exchanged."""
+            return self._made("MatrixLayout", kind, columns, rows, columns)
+
+        self._operation = self._made("MatmulDesc", _COMPUTE[problem.compute], scale)
+        for attribute, value in (
+            (_TRANSA, int(problem.trans_b)),
+            (_TRANSB, int(problem.trans_a)),
+            (_EPILOGUE, problem.epilogue),
+        ):
+            number32 = c_int32(value)
+            library.call("cublasLtMatmulDescSetAttribute", self._operation, attribute, byref(number32), 4)
+        self._b = layout(n, k) if problem.trans_b else layout(k, n)
+        self._a = layout(k, m) if problem.trans_a else layout(m, k)
+        self._c = layout(m, n)
+        self.candidates = self._heuristics()
+        self.algorithm = self.candidates[0]
+
+    def _made(self, name: str, *arguments: Any) -> c_void_p:
+        made = self.library.created(name, *arguments)
+        self._owned.append((name, made))
+        return made
+
+    def __del__(self) -> None:
+        for name, made in getattr(self, "_owned", []):
+            self.library.call(f"cublasLt{name}Destroy", made)
+
+    def _heuristics(self) -> list[Algorithm]:
+        library = self.library
+        preference = self._made("MatmulPreference")
+        settings: list[tuple[int, Any]] = [(_WORKSPACE_BYTES, c_uint64(self.workspace))]
+        a, b, c = self.problem.aligned
+        settings += [(_ALIGNMENT_A + i, c_uint32(value)) for i, value in enumerate((b, a, c, c))]
+        for attribute, value in settings:
+            size = ctypes.sizeof(value)
+            library.call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, byref(value), size)
+        found, results = c_int32(), (Heuristic * CANDIDATES)()
+        library.call(
+            "cublasLtMatmulAlgoGetHeuristic", library.handle, self._operation, self._b, self._a, self._c, self._c,
+            preference, CANDIDATES, results, byref(found),
+        )  # fmt: skip
+        good = [result.algorithm for result in results[: found.value] if result.status == 0]
+        if not good:
+            raise CublasLtError("cublasLtMatmulAlgoGetHeuristic", _NOT_SUPPORTED)
+        return [Algorithm.from_buffer_copy(algorithm) for algorithm in good]
+
+    def accepts(self, algorithm: Algorithm) -> bool:
+        """Whether `algorithm`, from an earlier process, solves this problem within the workspace."""
+        result = Heuristic()
+        try:
+            self.library.call(
+                "cublasLtMatmulAlgoCheck", self.library.handle, self._operation, self._b, self._a, self._c, self._c,
+                byref(algorithm), byref(result),
+            )  # fmt: skip
+        except CublasLtError:
+            return False
+        return result.workspace <= self.workspace
+
+    def choose(self, seconds: Callable[[Algorithm], float]) -> None:
+        """Use the candidate that is fastest by ``seconds(algorithm)``; those that fail are left out."""
+        times: list[tuple[float, int]] = []
+        for number, algorithm in enumerate(self.candidates):
+            try:
+                times.append((seconds(algorithm), number))
+            except CublasLtError:
+                continue
+        if not times:
+            raise CublasLtError("cublasLtMatmul", _NOT_SUPPORTED)
+        self.algorithm = self.candidates[min(times)[1]]
+
+    def run(
+        self, a: int, b: int, c: int, bias: int, workspace: int, stream: int, algorithm: Algorithm | None = None
+    ) -> None:
+        """Compute, on a stream; all are addresses on the device, `bias` 0 where there is none."""
+        with self._lock:
+            if bias:
+                held = c_void_p(bias)
+                self.library.call("cublasLtMatmulDescSetAttribute", self._operation, _BIAS_POINTER, byref(held), 8)
+            self.library.call(
+                "cublasLtMatmul", self.library.handle, self._operation, byref(self._alpha), b, self._b, a, self._a,
+                byref(self._beta), c, self._c, c, self._c, byref(algorithm or self.algorithm), workspace,
+                self.workspace, stream,
+            )  # fmt: skip

@@ -1,0 +1,145 @@
+"""Matrix products on a GPU: cuBLASLt, with bias and activation in its epilogue; CuPy's cuBLAS where that has nothing.
+
+The best of the algorithms that cuBLASLt proposes is found by timing when a problem is met for the first time, and
+remembered on disk. What falls back to CuPy computes the same, but cannot be part of a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..kernels.cuda.algorithms import Algorithms
+from ..kernels.cuda.cublaslt import (
+    BIAS,
+    DEFAULT,
+    GELU_BIAS,
+    RELU_BIAS,
+    Algorithm,
+    CublasLtError,
+    Library,
+    Plan,
+    Problem,
+    alignment,
+    find,
+)
+from .base import Array
+from .cupy_arrays import CupyArrays
+
+__all__ = ["EPILOGUES", "CudaProducts"]
+
+_log = logging.getLogger("nnfast")
+
+#: Epilogues that add a bias and apply an activation
+EPILOGUES = {"identity": BIAS, "relu": RELU_BIAS, "gelu_tanh": GELU_BIAS}
+
+# Bytes that an algorithm may work in, for each stream
+_WORKSPACE = 32 << 20
+# Runs of each candidate that are timed
+_RUNS = 3
+_DTYPES = {"f": "float32", "d": "float64"}
+
+
+class CudaProducts(CupyArrays):
+    """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
+
+    _scratch: Any
+    _refuse: Any
+    _capturing: bool
+
+    def __init__(self, device_index: int, fused: bool) -> None:
+        super().__init__(device_index, fused)
+        self._plans: dict[Problem, Plan | None] = {}
+        self._cublaslt = self._open_cublaslt() if fused else None
+        if self._cublaslt is not None:
+            self._algorithms = self._remembered(self._cublaslt)
+
+    def _open_cublaslt(self) -> Library | None:
+        try:
+            with self._device:
+                return Library(find())
+        except (ImportError, OSError, CublasLtError) as error:
+            _log.warning("products go through CuPy, and steps are not captured in graphs: %s", error)
+            return None
+
+    def _remembered(self, library: Library) -> Algorithms:
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self._index)
+        gpu = f"{properties['name'].decode()} {properties['major']}.{properties['minor']}"
+        return Algorithms(gpu, library.version)
+
+    def gemm(
+        self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
+    ) -> None:
+        if not self._product(a, b, out, trans_a, trans_b, beta):
+            self._refuse("a matrix product that cuBLASLt does not do")
+            super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+
+    def _product(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        trans_a: bool = False,
+        trans_b: bool = False,
+        beta: float = 0.0,
+        epilogue: int = DEFAULT,
+        bias: Array | None = None,
+    ) -> bool:
+        """``out = f(op(a) @ op(b) + beta * out + bias)`` by cuBLASLt; whether it could."""
+        kind = a.dtype.char
+        m, k = a.shape[::-1] if trans_a else a.shape
+        k_b, n = b.shape[::-1] if trans_b else b.shape
+        arrays = [x for x in (a, b, out, bias) if x is not None]
+        alike = all(x.dtype.char == kind and x.flags.c_contiguous for x in arrays)
+        fits = k == k_b and out.shape == (m, n) and (bias is None or bias.shape == (n,))
+        if self._cublaslt is None or kind not in _DTYPES or not alike or not fits or 0 in (m, n, k):
+            return False
+        if beta not in (0.0, 1.0):
+            return False
+        aligned = (alignment(a.data.ptr), alignment(b.data.ptr), alignment(out.data.ptr))
+        dtype = _DTYPES[kind]
+        problem = Problem(m, n, k, dtype, dtype, trans_a, trans_b, epilogue, beta == 1.0, aligned)
+        stream = self._cupy.cuda.get_current_stream().ptr
+        workspace = self._scratch("cublaslt", _WORKSPACE, "uint8").data.ptr
+        addresses = (a.data.ptr, b.data.ptr, out.data.ptr, 0 if bias is None else bias.data.ptr, workspace, stream)
+        if problem not in self._plans:
+            self._plans[problem] = self._planned(self._cublaslt, problem, addresses)
+        plan = self._plans[problem]
+        if plan is None:
+            return False
+        plan.run(*addresses)
+        return True
+
+    def _planned(self, library: Library, problem: Problem, addresses: tuple[int, ...]) -> Plan | None:
+        """A plan with the best algorithm, ``None`` where there is none for the problem."""
+        try:
+            plan = Plan(library, problem, _WORKSPACE)
+        except CublasLtError as error:
+            _log.info("cuBLASLt has no algorithm for %s: %s", problem, error)
+            return None
+        known = self._algorithms.get(problem.key)
+        if known is not None and plan.accepts(known):
+            plan.algorithm = known
+            return plan
+        # A product that adds to its result would add several times; while a graph is captured nothing can be timed
+        if problem.accumulate or self._capturing or len(plan.candidates) == 1:
+            return plan
+        try:
+            plan.choose(lambda algorithm: self._seconds(plan, addresses, algorithm))
+        except CublasLtError as error:
+            _log.info("cuBLASLt cannot compute %s: %s", problem, error)
+            return None
+        self._algorithms.put(problem.key, plan.algorithm)
+        return plan
+
+    def _seconds(self, plan: Plan, addresses: tuple[int, ...], algorithm: Algorithm) -> float:
+        """Time of a run on the current stream."""
+        cuda = self._cupy.cuda
+        plan.run(*addresses, algorithm=algorithm)  # type: ignore[misc]
+        start, end = cuda.Event(), cuda.Event()
+        start.record()
+        for _ in range(_RUNS):
+            plan.run(*addresses, algorithm=algorithm)  # type: ignore[misc]
+        end.record()
+        end.synchronize()
+        return float(cuda.get_elapsed_time(start, end)) / _RUNS * 1e-3

@@ -1,0 +1,206 @@
+// The functions of cuBLASLt that are called, on host memory. They check what they are given as the library does, compute
+// in double precision, and do what a test asks for: refuse an epilogue, fail with an algorithm, count what is alive.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+constexpr int kSuccess = 0, kInvalidValue = 7, kNotSupported = 15;
+constexpr int kDefault = 1, kBias = 4, kReluBias = 6, kGeluBias = 36;
+constexpr int kFloat = 0, kDouble = 1, kFast = 77;
+constexpr uint64_t kFirst = 100;  // number of the first algorithm
+constexpr int kAlgorithms = 3;
+constexpr uint64_t kWorkspace[kAlgorithms] = {0, 1 << 20, 1 << 30};
+
+int alive = 0;
+int refused_epilogue = 0;
+uint64_t failing_algorithm = 0;
+
+struct Operation {
+    int compute, scale, transa = 0, transb = 0, epilogue = kDefault;
+    const void* bias = nullptr;
+};
+struct Layout {
+    int type;
+    uint64_t rows, columns;
+    int64_t leading;
+};
+struct Preference {
+    uint64_t workspace = 0;
+    uint32_t aligned[4] = {256, 256, 256, 256};
+};
+struct Algorithm {
+    uint64_t data[8];
+};
+struct Result {
+    Algorithm algorithm;
+    size_t workspace;
+    int status;
+    float waves;
+    int reserved[4];
+};
+
+template <class T, class... Args>
+int create(void** out, Args... args) {
+    if (!out) return kInvalidValue;
+    *out = new T{args...};
+    ++alive;
+    return kSuccess;
+}
+
+template <class T>
+int destroy(void* made) {
+    delete static_cast<T*>(made);
+    --alive;
+    return kSuccess;
+}
+
+bool fits(const Layout& x) { return x.leading >= int64_t(x.rows) && x.rows && x.columns; }
+
+// Rows and columns of the product and the length of its sum; whether the operands go together.
+bool sizes(const Operation& op, const Layout& a, const Layout& b, const Layout& d, uint64_t& m, uint64_t& n, uint64_t& k) {
+    m = op.transa ? a.columns : a.rows;
+    k = op.transa ? a.rows : a.columns;
+    n = op.transb ? b.rows : b.columns;
+    const uint64_t other = op.transb ? b.columns : b.rows;
+    return fits(a) && fits(b) && fits(d) && k == other && d.rows == m && d.columns == n && a.type == b.type && a.type == d.type;
+}
+
+bool known(const Operation& op, int type) {
+    const bool epilogue = op.epilogue == kDefault || op.epilogue == kBias || op.epilogue == kReluBias || op.epilogue == kGeluBias;
+    const bool computes = type == kDouble ? op.compute == 70 && op.scale == kDouble : op.compute != 70 && op.scale == kFloat;
+    return epilogue && computes && (type == kFloat || type == kDouble) && op.epilogue != refused_epilogue;
+}
+
+// Ten bits of mantissa, rounded to nearest
+double tf32(double value) {
+    float single = float(value);
+    if (!std::isfinite(single)) return single;
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    bits += 0xfff + ((bits >> 13) & 1);
+    bits &= ~uint32_t(0x1fff);
+    std::memcpy(&single, &bits, 4);
+    return single;
+}
+
+double after(int epilogue, double x) {
+    if (epilogue == kReluBias) return x < 0 ? 0 : x;
+    if (epilogue == kGeluBias) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    return x;
+}
+
+template <class T>
+void multiply(const Operation& op, double alpha, const T* a, const Layout& la, const T* b, const Layout& lb, double beta,
+              const T* c, const Layout& lc, T* d, const Layout& ld, uint64_t m, uint64_t n, uint64_t k) {
+    const auto round = [&](T x) { return op.compute == kFast ? tf32(x) : double(x); };
+    for (uint64_t j = 0; j < n; ++j)
+        for (uint64_t i = 0; i < m; ++i) {
+            double sum = 0;
+            for (uint64_t p = 0; p < k; ++p)
+                sum += round(op.transa ? a[p + i * la.leading] : a[i + p * la.leading]) *
+                       round(op.transb ? b[j + p * lb.leading] : b[p + j * lb.leading]);
+            double value = alpha * sum;
+            if (beta != 0) value += beta * c[i + j * lc.leading];
+            if (op.epilogue != kDefault) value += static_cast<const T*>(op.bias)[i];
+            d[i + j * ld.leading] = T(after(op.epilogue, value));
+        }
+}
+}  // namespace
+
+extern "C" {
+void fake_refuse(int epilogue) { refused_epilogue = epilogue; }
+void fake_fail(uint64_t algorithm) { failing_algorithm = algorithm; }
+int fake_alive() { return alive; }
+// What a captured call keeps: the operation as it is now
+void* fake_snapshot(const void* operation) { return new Operation(*static_cast<const Operation*>(operation)); }
+
+size_t cublasLtGetVersion() { return 130100; }
+int cublasLtCreate(void** out) { return create<int>(out, 0); }
+int cublasLtDestroy(void* made) { return destroy<int>(made); }
+
+int cublasLtMatmulDescCreate(void** out, int compute, int scale) {
+    const int made = create<Operation>(out, compute, scale);
+    return made;
+}
+int cublasLtMatmulDescDestroy(void* made) { return destroy<Operation>(made); }
+int cublasLtMatmulDescSetAttribute(void* made, int attribute, const void* value, size_t bytes) {
+    auto& op = *static_cast<Operation*>(made);
+    if (attribute == 8 && bytes == 8) {
+        std::memcpy(&op.bias, value, 8);
+        return kSuccess;
+    }
+    int* const to = attribute == 3 ? &op.transa : attribute == 4 ? &op.transb : attribute == 7 ? &op.epilogue : nullptr;
+    if (!to || bytes != 4) return kInvalidValue;
+    std::memcpy(to, value, 4);
+    return kSuccess;
+}
+
+int cublasLtMatrixLayoutCreate(void** out, int type, uint64_t rows, uint64_t columns, int64_t leading) {
+    return create<Layout>(out, type, rows, columns, leading);
+}
+int cublasLtMatrixLayoutDestroy(void* made) { return destroy<Layout>(made); }
+
+int cublasLtMatmulPreferenceCreate(void** out) { return create<Preference>(out); }
+int cublasLtMatmulPreferenceDestroy(void* made) { return destroy<Preference>(made); }
+int cublasLtMatmulPreferenceSetAttribute(void* made, int attribute, const void* value, size_t bytes) {
+    auto& preference = *static_cast<Preference*>(made);
+    if (attribute == 1 && bytes == 8) {
+        std::memcpy(&preference.workspace, value, 8);
+    } else if (attribute >= 5 && attribute <= 8 && bytes == 4) {
+        std::memcpy(&preference.aligned[attribute - 5], value, 4);
+    } else {
+        return kInvalidValue;
+    }
+    return kSuccess;
+}
+
+int cublasLtMatmulAlgoGetHeuristic(void*, void* op, void* a, void* b, void* c, void* d, void* preference, int most,
+                                   Result* results, int* found) {
+    uint64_t m, n, k;
+    const auto& operation = *static_cast<Operation*>(op);
+    const auto& layout = *static_cast<Layout*>(a);
+    *found = 0;
+    if (c != d || !sizes(operation, layout, *static_cast<Layout*>(b), *static_cast<Layout*>(d), m, n, k)) return kInvalidValue;
+    if (!known(operation, layout.type)) return kNotSupported;
+    for (int i = 0; i < kAlgorithms && *found < most; ++i) {
+        if (kWorkspace[i] > static_cast<Preference*>(preference)->workspace) continue;
+        results[*found] = Result{{{kFirst + i}}, size_t(kWorkspace[i]), kSuccess, 1.0f, {}};
+        ++*found;
+    }
+    return *found ? kSuccess : kNotSupported;
+}
+
+int cublasLtMatmulAlgoCheck(void*, void* op, void* a, void*, void*, void*, const Algorithm* algorithm, Result* result) {
+    const uint64_t number = algorithm->data[0] - kFirst;
+    if (number >= kAlgorithms) return kInvalidValue;
+    if (!known(*static_cast<Operation*>(op), static_cast<Layout*>(a)->type)) return kNotSupported;
+    *result = Result{*algorithm, size_t(kWorkspace[number]), kSuccess, 1.0f, {}};
+    return kSuccess;
+}
+
+int cublasLtMatmul(void*, void* op, const void* alpha, const void* a, void* la, const void* b, void* lb, const void* beta,
+                   const void* c, void* lc, void* d, void* ld, const Algorithm* algorithm, void* workspace, size_t bytes,
+                   void*) {
+    const auto& operation = *static_cast<Operation*>(op);
+    const auto &A = *static_cast<Layout*>(la), &B = *static_cast<Layout*>(lb);
+    const auto &C = *static_cast<Layout*>(lc), &D = *static_cast<Layout*>(ld);
+    uint64_t m, n, k;
+    const uint64_t number = algorithm->data[0] - kFirst;
+    if (!sizes(operation, A, B, D, m, n, k) || number >= kAlgorithms || !a || !b || !d) return kInvalidValue;
+    if (!known(operation, A.type) || algorithm->data[0] == failing_algorithm) return kNotSupported;
+    if (bytes < kWorkspace[number] || (bytes && !workspace)) return kInvalidValue;
+    if (operation.epilogue != kDefault && !operation.bias) return kInvalidValue;
+    if (kWorkspace[number]) std::memset(workspace, 0x5a, kWorkspace[number]);
+    if (A.type == kFloat)
+        multiply<float>(operation, *static_cast<const float*>(alpha), static_cast<const float*>(a), A,
+                        static_cast<const float*>(b), B, *static_cast<const float*>(beta), static_cast<const float*>(c), C,
+                        static_cast<float*>(d), D, m, n, k);
+    else
+        multiply<double>(operation, *static_cast<const double*>(alpha), static_cast<const double*>(a), A,
+                         static_cast<const double*>(b), B, *static_cast<const double*>(beta), static_cast<const double*>(c),
+                         C, static_cast<double*>(d), D, m, n, k);
+    return kSuccess;
+}
+}
