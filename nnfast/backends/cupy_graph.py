@@ -8,25 +8,51 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .base import Backend, Replay
+from .base import Array, Backend, Replay
 
 __all__ = ["CudaGraphs", "GraphReplay"]
 
 _log = logging.getLogger("nnfast")
 
 
-class GraphReplay(Replay):
-    """A captured step; runs on the stream that is current then."""
+# Steps in one graph where many follow each other: a launch costs the host some microseconds, and the GPU a gap
+SEVERAL = 16
 
-    def __init__(self, graph: Any, keep: tuple[Any, ...]) -> None:
-        self._graph, self._keep = graph, keep
+
+class GraphReplay(Replay):
+    """A captured step; runs on the stream that is current then.
+
+    Parameters
+    ----------
+    backend : CudaGraphs
+        Which captures several steps as one graph when they are first asked for.
+    step : callable
+        The step.
+    graph : cupy.cuda.Graph
+        Of one step.
+    """
+
+    def __init__(self, backend: CudaGraphs, step: Callable[[Backend], None], graph: Any) -> None:
+        self._backend, self._step, self._graph = backend, step, graph
+        self._several: Any = None
 
     def run(self, times: int = 1) -> None:
+        if times >= SEVERAL and self._several is None:
+            self._several = self._backend.graph_of(self._step, SEVERAL) or False
+        if self._several:
+            many, times = divmod(times, SEVERAL)
+            for _ in range(many):
+                self._several.launch()
         for _ in range(times):
             self._graph.launch()
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 class _Recording(threading.local):
@@ -63,7 +89,7 @@ class CudaGraphs:
         self._refuse(f"Python code, {getattr(function, '__qualname__', function)}")
         function(self, *args)
 
-    def capture(self, step: Callable[[Backend], None]) -> Replay:
+    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         """A graph of ``step(self)``, or, where something in it refuses, the step as it is."""
         with self._device:
             # What is on the current stream must be there before another one reads it
@@ -74,38 +100,44 @@ class CudaGraphs:
                 self._recording.refused = None if self.fused else "operations that are not fused"
                 step(self)  # type: ignore[arg-type]
                 stream.synchronize()
-                graph = None if self._recording.refused else self._captured(step, stream)
+        graph = None if self._recording.refused else self.graph_of(step)
         if graph is None:
             reason = str(self._recording.refused)
             if self.fused and reason not in self._said:
                 self._said.add(reason)
                 _log.warning("a step runs kernel by kernel, since it cannot be captured in a graph: %s", reason)
             return Replay(lambda: self._eager(step))
-        return GraphReplay(graph, (step, self))
+        return GraphReplay(self, step, graph)
 
     def _eager(self, step: Callable[[Backend], None]) -> None:
         with self._device:
             step(self)  # type: ignore[arg-type]
 
-    def _captured(self, step: Callable[[Backend], None], stream: Any) -> Any:
-        """The graph, or ``None`` where CUDA refuses."""
+    def graph_of(self, step: Callable[[Backend], None], times: int = 1) -> Any:
+        """The graph of so many steps, or ``None`` where CUDA refuses. Nothing is computed now."""
         runtime = self._cupy.cuda.runtime
-        self._recording.capturing = True
-        stream.begin_capture()
         failed: Exception | None = None
         graph = None
-        try:
-            step(self)  # type: ignore[arg-type]
-        except (runtime.CUDARuntimeError, RuntimeError) as error:
-            failed = error
-        finally:
-            self._recording.capturing = False
+        with self._device, self._stream() as stream:
             try:
-                graph = stream.end_capture()
+                stream.begin_capture()
             except (runtime.CUDARuntimeError, RuntimeError) as error:
-                failed = failed or error
+                self._refuse(_line(error))
+                return None
+            self._recording.capturing = True
+            try:
+                for _ in range(times):
+                    step(self)  # type: ignore[arg-type]
+            except (runtime.CUDARuntimeError, RuntimeError) as error:
+                failed = error
+            finally:
+                self._recording.capturing = False
+                try:
+                    graph = stream.end_capture()
+                except (runtime.CUDARuntimeError, RuntimeError) as error:
+                    failed = failed or error
         if failed is not None:
-            self._refuse(f"{type(failed).__name__}: {str(failed).splitlines()[0][:200] if str(failed) else ''}")
+            self._refuse(_line(failed))
             return None
         return graph
 

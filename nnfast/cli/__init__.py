@@ -1,4 +1,5 @@
-"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``info``, ``bench``.
+"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``info``, ``bench``,
+``selftest``.
 
 A command is one file in this folder that defines ``command``, and its name in ``COMMANDS``. The files
 import what computes inside their functions, so that ``nnfast --help`` answers at once.
@@ -19,7 +20,7 @@ from .common import say_error, say_warning, version
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-COMMANDS = ("train", "predict", "evaluate", "info", "bench")
+COMMANDS = ("train", "predict", "evaluate", "info", "bench", "selftest")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -49,6 +50,7 @@ def cli(settings: dict[str, Any] | None, debug: bool) -> None:
     nnfast train data.csv --target price    train on a table
     nnfast predict model.safetensors new.csv --out predictions.csv
     nnfast bench --preset small             time it against other libraries
+    nnfast selftest --device cuda           check that a device computes right
     """
     if debug and settings is not None:
         settings["debug"] = True
@@ -65,8 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 after an error that was told in one line, or 130 after Ctrl-C; ``bench`` gives 1
-        where a contender failed.
+        Exit status: 0, or 2 after an error that was told in one line, or 130 after Ctrl-C; ``bench`` and
+        ``selftest`` give 1 where a contender or a check failed.
     """
     from ..errors import NNFastError
 

@@ -20,14 +20,14 @@ from nnfast.kernels import step_state as S
 from nnfast.kernels.cuda import loader
 from nnfast.training.engine import Engine
 from tests.cuda.emulator import EmulatedBackend, FakeArray, emulated_backend
-from tests.cuda.sweep import Sweep
+from nnfast.selftest.operations import Operations
 
 
 # ---- a step that can be captured ------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_steady_state_neither_waits_nor_copies_nor_allocates(dtype: str) -> None:
     bk = emulated_backend()
-    sweep = Sweep(bk, dtype)
+    sweep = Operations(bk, dtype)
     sweep.run()  # working memory is made here
     bk.counts.reset()
     sweep.run()
@@ -145,7 +145,7 @@ def test_every_method_of_the_contract_has_a_kernel_or_a_reason() -> None:
 
 def test_not_fused_launches_no_kernel_of_ours() -> None:
     bk = emulated_backend(fused=False)
-    Sweep(bk, "float64", 20, 6).run()
+    Operations(bk, "float64", 20, 6).run()
     assert set(bk.counts.kernels) == {"gemm"}
 
 

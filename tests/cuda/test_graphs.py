@@ -108,6 +108,18 @@ def test_a_graph_does_the_step_on_what_is_in_the_buffers_then(bk: EmulatedBacken
         np.testing.assert_allclose(bk.to_numpy(given["out"]), np.tanh(x @ W + b), rtol=1e-5, atol=1e-6)
 
 
+def test_many_steps_are_few_graphs(bk: EmulatedBackend) -> None:
+    x = bk.zeros(5, "float64")
+    one = bk.asarray(np.ones(5))
+    replay = bk.capture(lambda each: each.add(x, one, out=x))
+    bk.fill(x, 0.0)
+    bk.counts.reset()
+    replay.run(2 * cupy_graph.SEVERAL + 3)
+    assert bk.counts.graphs == 5
+    np.testing.assert_array_equal(bk.to_numpy(x), 2 * cupy_graph.SEVERAL + 3)
+    assert bk._recording.capturing is False
+
+
 def test_each_call_in_a_graph_keeps_its_own_bias(bk: EmulatedBackend) -> None:
     """Layers of one size share a plan, and with it the operation that holds the bias's address."""
     given = arrays(bk)

@@ -11,20 +11,20 @@ from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels.cuda import FILES, expressions
 from tests.cuda.emulator import emulated_backend
 from tests.cuda.host_shim import HostShim
-from tests.cuda.sweep import Sweep
+from nnfast.selftest.operations import Operations
 
 SHAPES = [(300, 37), (1, 1), (33, 64), (7, 3)]
 
 
 def run(dtype: str, shape: tuple[int, int], offset: int = 0, multiprocessors: int = 2) -> dict[str, np.ndarray]:
-    sweep = Sweep(emulated_backend(multiprocessors=multiprocessors), dtype, *_usable(shape), offset)
+    sweep = Operations(emulated_backend(multiprocessors=multiprocessors), dtype, *_usable(shape), offset)
     sweep.run()
     return sweep.results()
 
 
 @cache
 def expected(shape: tuple[int, int], dtype: str) -> dict[str, np.ndarray]:
-    sweep = Sweep(NumpyBackend(), dtype, *_usable(shape))
+    sweep = Operations(NumpyBackend(), dtype, *_usable(shape))
     sweep.run()
     return sweep.results()
 
@@ -71,6 +71,6 @@ def test_every_instantiation_runs() -> None:
     launched: set[str] = set()
     for dtype in ("float32", "float64"):
         bk = emulated_backend()
-        Sweep(bk, dtype).run()
+        Operations(bk, dtype).run()
         launched.update(bk.counts.kernels)
     assert launched - {"gemm"} == {name for file in FILES for name in expressions(file)}

@@ -1,4 +1,4 @@
-"""Every method of the contract once, on data of one seed: what whole-backend tests run."""
+"""Every method of the backend contract once, on data of one seed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nnfast import activations
-from nnfast.backends.formulas import LOSSES
-from nnfast.kernels import step_state as S
+from .. import activations
+from ..backends.formulas import LOSSES
+from ..kernels import step_state as S
 
 #: step method, names of its moments, options
 OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -22,7 +22,7 @@ OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
 )
 
 
-class Sweep:
+class Operations:
     """Calls with their arrays, made once, so that :meth:`run` is a steady-state step.
 
     Parameters

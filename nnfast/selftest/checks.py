@@ -1,0 +1,249 @@
+"""The checks of a device, each a function that raises where something is wrong."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import activations, devices, losses, optimizers, testing
+from ..backends.base import Backend
+from ..datasets import load
+from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
+from ..model import Sequential
+from .operations import Operations
+
+__all__ = ["Check", "Outcome", "checks", "run"]
+
+# Rows, columns, and elements between an aligned address and the start of each array
+SIZES = ((300, 37, 0), (33, 7, 1), (1, 1, 0), (257, 64, 3))
+# Of results that went through several operations, against NumPy in float64: relative, and per unit of their scale
+_CLOSE = {"float32": (1e-4, 1e-5), "float64": (1e-10, 1e-12)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes
+    ----------
+    name : str
+        What is checked.
+    do : callable
+        Raises where it is wrong.
+    """
+
+    name: str
+    do: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a check ended.
+
+    Attributes
+    ----------
+    name : str
+        Of the check.
+    seconds : float
+        It took.
+    error : str or None
+        The message, where it failed.
+    details : str
+        The traceback then.
+    """
+
+    name: str
+    seconds: float
+    error: str | None = None
+    details: str = ""
+
+
+def _close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], dtype: str) -> None:
+    rtol, atol = _CLOSE[dtype]
+    for name, value in expected.items():
+        value = np.asarray(value, np.float64)
+        scale = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0.0)))
+        np.testing.assert_allclose(
+            np.asarray(found[name], np.float64), value, rtol=rtol, atol=atol * scale, err_msg=name, verbose=False
+        )
+
+
+# ---- operations ----------------------------------------------------------------------------------------
+def _operations(backend: Backend, dtype: str, size: tuple[int, int, int]) -> None:
+    """Each method against NumPy in float64; twice, since what is added to a buffer shows in the second run."""
+    reference = Operations(devices.get_backend("numpy"), dtype, *size)
+    found = Operations(backend, dtype, *size)
+    for _ in range(2):
+        reference.run()
+        found.run()
+    _close(found.results(), reference.results(), dtype)
+
+
+def _composition(backend: Backend, dtype: str) -> None:
+    """Each fused kernel against the same from primitives, on this device."""
+    composed = Operations(devices.get_backend(backend.device, fused=False), dtype)
+    fused = Operations(backend, dtype)
+    composed.run()
+    fused.run()
+    _close(fused.results(), composed.results(), dtype)
+
+
+# ---- training --------------------------------------------------------------------------------------------
+def _model() -> Sequential:
+    layers: list[Layer] = [Dense(32, "relu"), BatchNorm(), Dropout(0.1), Dense(16, "gelu"), LayerNorm(), Dense(2)]
+    return Sequential(layers)
+
+
+def _fit(backend: str | Backend, dtype: str, optimizer: Any, epochs: int = 3) -> dict[str, np.ndarray]:
+    data = load("spiral")
+    model = _model()
+    # The last batch of an epoch is smaller
+    history = model.fit(
+        data.X_train[:600], data.y_train[:600], loss="cross_entropy", optimizer=optimizer, epochs=epochs,
+        batch_size=64, device=backend, dtype=dtype, seed=0, verbose=0,
+    )  # fmt: skip
+    return {"loss": np.array(history["loss"]), "predictions": model.predict(data.X_train[:600])}
+
+
+def _same_training(backend: Backend, dtype: str, name: str) -> None:
+    found, expected = _fit(backend, dtype, name), _fit("numpy", "float64", name)
+    # Differences of rounding grow from step to step
+    rtol = {"float32": 2e-2, "float64": 1e-6}[dtype]
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=rtol, atol=rtol, err_msg=key, verbose=False)
+
+
+def _learns(backend: Backend) -> None:
+    """A network that learns the two spirals."""
+    data = load("spiral")
+    model = Sequential([Dense(32, "tanh"), Dense(32, "tanh"), Dense(2)])
+    model.fit(
+        data.X_train, data.y_train, loss="cross_entropy", optimizer=optimizers.Adam(0.01), epochs=60, batch_size=100,
+        device=backend, seed=0, verbose=0,
+    )  # fmt: skip
+    right = float((model.predict_classes(data.X_train) == data.y_train).mean())
+    if right < 0.95:
+        raise AssertionError(f"after 60 epochs {right:.1%} of the spirals' points are classified right, expected 95 %")
+
+
+def _replays(backend: Backend, dtype: str) -> None:
+    """Recorded steps against the same steps one by one."""
+    recorded = _fit(backend, dtype, "adam")
+    capture = type(backend).capture
+
+    def eager(self: Backend, step: Callable[[Backend], None], temporary: Any = ()) -> Any:
+        return Backend.capture(self, step, temporary)
+
+    kind: Any = type(backend)
+    kind.capture = eager
+    try:
+        one_by_one = _fit(backend, dtype, "adam")
+    finally:
+        kind.capture = capture
+    _close(recorded, one_by_one, dtype)
+
+
+def _bad_step(backend: Backend) -> None:
+    """A loss that is not finite leaves the weights as they were."""
+    from ..errors import NonFiniteError
+
+    X, y = np.ones((8, 3)), np.full((8, 1), 1e300)
+    model = Sequential([Dense(1)]).build(3, seed=0)
+    before = model.get_flat_weights()
+    try:
+        model.fit(X, y, loss="mean_squared_error", device=backend, dtype="float64", epochs=2, verbose=0)
+    except NonFiniteError:
+        np.testing.assert_array_equal(model.get_flat_weights(), before.astype(np.float64))
+        return
+    raise AssertionError("a loss that is not finite was not noticed")
+
+
+# ---- the list ----------------------------------------------------------------------------------------------
+def _layers() -> Iterator[tuple[Layer, tuple[int, ...]]]:
+    for name in activations.names():
+        yield Dense(6, name), (5,)
+        yield Activation(name), (5,)
+    yield from ((Dropout(0.3), (8,)), (LayerNorm(), (6,)), (BatchNorm(), (6,)), (Flatten(), (2, 3)))
+
+
+def _loss_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for name in losses.TABLE:
+        pred = rng.standard_normal((6, 4))
+        if name in ("cross_entropy",):
+            yield name, pred, rng.integers(0, 4, 6)
+        elif name in ("binary_cross_entropy", "hinge"):
+            yield name, pred, rng.integers(0, 2, (6, 4)).astype(np.float64)
+        elif name == "poisson":
+            yield name, pred, rng.integers(0, 5, (6, 4)).astype(np.float64)
+        else:
+            yield name, pred, pred + rng.choice([-2.0, -0.4, 0.4, 2.0], (6, 4))
+
+
+def checks(device: str | Backend) -> list[Check]:
+    """All checks of a device.
+
+    Parameters
+    ----------
+    device : str or Backend
+        As for ``fit``.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If the device cannot be used.
+    """
+    backend = devices.get_backend(device)
+    found: list[Check] = []
+
+    def add(name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        found.append(Check(name, lambda: function(*args, **kwargs)))
+
+    for dtype in ("float32", "float64"):
+        for size in SIZES:
+            rows, columns, offset = size
+            shape = f"{rows} x {columns}" + (f", {offset} elements off alignment" if offset else "")
+            add(f"operations, {dtype}, {shape}", _operations, backend, dtype, size)
+        if backend.name != "numpy":
+            add(f"fused kernels against their compositions, {dtype}", _composition, backend, dtype)
+    for layer, shape in _layers():
+        add(f"layer {layer!r}", testing.check_layer, layer, shape, backends=[backend])
+    for name, pred, target in _loss_cases():
+        add(f"loss {name}", testing.check_loss, name, pred, target, backends=[backend])
+    for name in optimizers.TABLE:
+        add(f"optimizer {name}", testing.check_optimizer, name, backends=[backend])
+    for dtype in ("float32", "float64"):
+        add(f"recorded steps against the same one by one, {dtype}", _replays, backend, dtype)
+        for name in optimizers.TABLE:
+            add(f"training with {name}, {dtype}, against NumPy", _same_training, backend, dtype, name)
+    add("a loss that is not finite", _bad_step, backend)
+    add("two spirals are learned", _learns, backend)
+    return found
+
+
+def run(device: str | Backend, report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+    """Run all checks, and `report` each outcome as it comes.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If the device cannot be used.
+    """
+    outcomes: list[Outcome] = []
+    for check in checks(device):
+        began = time.perf_counter()
+        try:
+            check.do()
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            outcome = Outcome(check.name, time.perf_counter() - began, message, traceback.format_exc())
+        else:
+            outcome = Outcome(check.name, time.perf_counter() - began)
+        outcomes.append(outcome)
+        report(outcome)
+    return outcomes

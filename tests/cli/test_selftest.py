@@ -1,0 +1,81 @@
+"""``nnfast selftest``: one line for each check, and an exit status that means something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnfast import devices, selftest
+from nnfast.backends.numpy_backend import NumpyBackend
+from nnfast.cli import main
+from nnfast.selftest import checks as module
+
+WRONG = {
+    "act": lambda self, act, z, *, out: np.copyto(out, z),
+    "adam_step": lambda self, param, grad, m, v, state, *, decoupled: None,
+    "sum_rows": lambda self, x, *, out: np.copyto(out, x.sum(axis=0) * (1 + 1e-3)),
+}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the checks that take no time."""
+    original = module.checks
+
+    def some(device):
+        return [check for check in original(device) if not check.name.startswith(("training", "two spirals", "layer"))]
+
+    monkeypatch.setattr(module, "checks", some)
+
+
+@pytest.mark.parametrize("device", ["numpy", "numba"])
+def test_every_check_passes(device: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, few: None) -> None:
+    if devices.available_devices()[device]:
+        pytest.skip(device)
+    path = tmp_path / "found.json"
+    assert main(["selftest", "--device", device, "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(path.read_text())
+    assert found["device"] == device
+    assert len(lines) == len(found["checks"]) + 1 > 20
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert all(check["error"] is None for check in found["checks"])
+
+
+@pytest.mark.parametrize("method", WRONG)
+def test_what_is_wrong_is_found(
+    method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    kind = type("Wrong", (NumpyBackend,), {method: WRONG[method]})
+    outcomes = selftest.run(kind())
+    assert any(outcome.error for outcome in outcomes)
+    monkeypatch.setattr(devices, "get_backend", lambda *args, get=devices.get_backend, **kwargs: (
+        kind() if args == ("broken",) else get(*args, **kwargs)
+    ))  # fmt: skip
+    assert main(["selftest", "--device", "broken"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert "checks of numpy failed" in err
+
+
+def test_the_list_names_every_optimizer_loss_and_layer() -> None:
+    names = [check.name for check in selftest.checks("numpy")]
+    assert len(set(names)) == len(names)
+    for wanted in ("optimizer nadam", "loss huber", "layer BatchNorm()", "training with lion, float64, against NumPy"):
+        assert wanted in names
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu"])
+def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--device", device]) == 2
+    assert device in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--device", "numpy", "--json", "/nowhere/found.json"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "/nowhere" in err
