@@ -93,8 +93,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cublasLtMatmulPreferenceSetAttribute": [_H, c_int32, c_void_p, c_size_t],
     "cublasLtMatmulAlgoGetHeuristic": [_H, _H, _H, _H, _H, _H, _H, c_int32, POINTER(Heuristic), POINTER(c_int32)],
     "cublasLtMatmulAlgoCheck": [_H, _H, _H, _H, _H, _H, POINTER(Algorithm), POINTER(Heuristic)],
-    "cublasLtMatmul": [_H, _H, c_void_p, c_void_p, _H, c_void_p, _H, c_void_p, c_void_p, _H, c_void_p, _H]
-    + [POINTER(Algorithm), c_void_p, c_size_t, c_void_p],
+    "cublasLtMatmul": [
+        *(_H, _H, c_void_p, c_void_p, _H, c_void_p, _H, c_void_p, c_void_p, _H, c_void_p, _H),
+        *(POINTER(Algorithm), c_void_p, c_size_t, c_void_p),
+    ],
 }
 
 

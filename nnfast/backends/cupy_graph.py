@@ -36,12 +36,12 @@ class GraphReplay(Replay):
     """
 
     def __init__(self, backend: CudaGraphs, step: Callable[[Backend], None], graph: Any) -> None:
-        self._backend, self._step, self._graph = backend, step, graph
+        self._backend, self._recorded, self._graph = backend, step, graph
         self._several: Any = None
 
     def run(self, times: int = 1) -> None:
         if times >= SEVERAL and self._several is None:
-            self._several = self._backend.graph_of(self._step, SEVERAL) or False
+            self._several = self._backend.graph_of(self._recorded, SEVERAL) or False
         if self._several:
             many, times = divmod(times, SEVERAL)
             for _ in range(many):
@@ -75,10 +75,6 @@ class CudaGraphs:
         self._recording = _Recording()
         self._streams = threading.local()
         self._said: set[str] = set()
-
-    @property
-    def _capturing(self) -> bool:
-        return self._recording.capturing
 
     def _refuse(self, reason: str) -> None:
         """Note that what runs now cannot be in a graph."""

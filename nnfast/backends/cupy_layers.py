@@ -130,9 +130,9 @@ class CudaLayers:
         t = self._type(x, W, b, out, saved)
         if t is None or not _same(out, saved) or (b is not None and b.shape != W.shape[1:]):
             return NotImplemented
-        if b is not None and saved is None and (epilogue := EPILOGUES.get(act.name)):
-            if self._product(x, W, out, epilogue=epilogue, bias=b):
-                return None
+        epilogue = EPILOGUES.get(act.name) if b is not None and saved is None else None
+        if epilogue is not None and self._product(x, W, out, epilogue=epilogue, bias=b):
+            return None
         self.gemm(x, W, out=out)
         softmax = act.name == "softmax"
         if b is not None or saved is not None or act.name not in ("identity", "softmax"):

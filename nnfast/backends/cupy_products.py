@@ -39,13 +39,15 @@ _WORKSPACE = 32 << 20
 _RUNS = 3
 _DTYPES = {"f": "float32", "d": "float64"}
 
+_Addresses = tuple[int, int, int, int, int, int]  # A, B, C, bias, workspace, stream
+
 
 class CudaProducts(CupyArrays):
     """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
 
     _scratch: Any
     _refuse: Any
-    _capturing: bool
+    _recording: Any
 
     def __init__(self, device_index: int, fused: bool) -> None:
         super().__init__(device_index, fused)
@@ -110,19 +112,20 @@ class CudaProducts(CupyArrays):
         plan.run(*addresses)
         return True
 
-    def _planned(self, library: Library, problem: Problem, addresses: tuple[int, ...]) -> Plan | None:
+    def _planned(self, library: Library, problem: Problem, addresses: _Addresses) -> Plan | None:
         """A plan with the best algorithm, ``None`` where there is none for the problem."""
         try:
             plan = Plan(library, problem, _WORKSPACE)
         except CublasLtError as error:
             _log.info("cuBLASLt has no algorithm for %s: %s", problem, error)
             return None
+        # A product that adds to its result would add several times; while a graph is captured nothing can be tried
+        trial = not problem.accumulate and not self._recording.capturing
         known = self._algorithms.get(problem.key)
-        if known is not None and plan.accepts(known):
+        if known is not None and plan.accepts(known) and (not trial or self._runs(plan, addresses, known)):
             plan.algorithm = known
             return plan
-        # A product that adds to its result would add several times; while a graph is captured nothing can be timed
-        if problem.accumulate or self._capturing or len(plan.candidates) == 1:
+        if not trial:
             return plan
         try:
             plan.choose(lambda algorithm: self._seconds(plan, addresses, algorithm))
@@ -132,14 +135,22 @@ class CudaProducts(CupyArrays):
         self._algorithms.put(problem.key, plan.algorithm)
         return plan
 
-    def _seconds(self, plan: Plan, addresses: tuple[int, ...], algorithm: Algorithm) -> float:
+    def _runs(self, plan: Plan, addresses: _Addresses, algorithm: Algorithm) -> bool:
+        """Whether `algorithm` does what it was accepted for."""
+        try:
+            plan.run(*addresses, algorithm=algorithm)
+        except CublasLtError:
+            return False
+        return True
+
+    def _seconds(self, plan: Plan, addresses: _Addresses, algorithm: Algorithm) -> float:
         """Time of a run on the current stream."""
         cuda = self._cupy.cuda
-        plan.run(*addresses, algorithm=algorithm)  # type: ignore[misc]
+        plan.run(*addresses, algorithm=algorithm)
         start, end = cuda.Event(), cuda.Event()
         start.record()
         for _ in range(_RUNS):
-            plan.run(*addresses, algorithm=algorithm)  # type: ignore[misc]
+            plan.run(*addresses, algorithm=algorithm)
         end.record()
         end.synchronize()
         return float(cuda.get_elapsed_time(start, end)) / _RUNS * 1e-3

@@ -18,7 +18,9 @@ FAILED = 1
 
 
 @click.command("selftest", short_help="Check that a device computes right.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="numpy, numba, cpu, cuda, cuda:N or auto.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="numpy, numba, cpu, cuda, cuda:N or auto."
+)
 @click.option("--json", "json_path", metavar="FILE", help="Write all outcomes.")
 def command(device: str, json_path: str | None) -> int:
     """Check every operation, layer, loss and optimizer of a device against NumPy in float64.

@@ -6,6 +6,6 @@
 True
 """
 
-from .checks import Check, Outcome, checks, run
+from .suite import Check, Outcome, checks, run
 
 __all__ = ["Check", "Outcome", "checks", "run"]

@@ -30,7 +30,17 @@ def library_path() -> str:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             made = Path(work) / "made.so"
-            command = [compiler() or "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", str(_SOURCE), "-o", str(made)]
+            command = [
+                compiler() or "g++",
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-shared",
+                "-Wall",
+                str(_SOURCE),
+                "-o",
+                str(made),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or done.stderr:
                 raise RuntimeError(f"g++ on {_SOURCE.name}: {done.stderr[:4000]}")

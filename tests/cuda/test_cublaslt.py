@@ -188,7 +188,7 @@ def test_a_library_that_cannot_be_loaded(tmp_path: Path) -> None:
         Library("libcublasLt.so.99")
     broken = tmp_path / "libcublasLt.so.13"
     broken.write_bytes(b"\x7fELF and nothing more")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="libcublasLt"):
         Library(str(broken))
 
 
@@ -206,7 +206,7 @@ def test_no_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise pathfinder.DynamicLibNotFoundError(f"Failure finding {name}\n  tried this\n  and that")
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", missing)
-    with pytest.raises(OSError, match="^cuBLASLt cannot be loaded: Failure finding cublasLt$"):
+    with pytest.raises(OSError, match=r"^cuBLASLt cannot be loaded: Failure finding cublasLt$"):
         cublaslt.find()
     monkeypatch.setattr(
         pathfinder, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=f"/lib/{name}.so.13")

@@ -18,9 +18,9 @@ from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.errors import DeviceUnavailable
 from nnfast.kernels import step_state as S
 from nnfast.kernels.cuda import loader
+from nnfast.selftest.operations import Operations
 from nnfast.training.engine import Engine
 from tests.cuda.emulator import EmulatedBackend, FakeArray, emulated_backend
-from nnfast.selftest.operations import Operations
 
 
 # ---- a step that can be captured ------------------------------------------------------------------
@@ -160,15 +160,22 @@ def test_fused_is_a_switch(emulated_cuda: EmulatedBackend) -> None:
     np.testing.assert_array_equal(emulated_cuda.to_numpy(x), np.full((2, 2), 4.0))
 
 
-def test_linear_layer_is_two_launches_forward_and_three_backward(emulated_cuda: EmulatedBackend) -> None:
-    bk = emulated_cuda
+def test_launches_of_a_linear_layer(emulated_cuda: EmulatedBackend) -> None:
+    """One forward where the epilogue has the activation and nothing else is kept, else two; three backward."""
+    bk, product = emulated_cuda, "cublasLtMatmul"
     x, W, b, y = (bk.zeros(s, "float32") for s in ((8, 4), (4, 3), (3,), (8, 3)))
-    bk.linear_act(x, W, b, "relu", out=y)
-    assert bk.counts.kernels == ["gemm", "bias_act<float, Relu>"]
-    bk.counts.reset()
     dx, dW, db = bk.zeros((8, 4), "float32"), bk.zeros((4, 3), "float32"), bk.zeros(3, "float32")
-    bk.linear_act_grad(y, x, W, y, "relu", dx=dx, dW=dW, db=db)
-    assert bk.counts.kernels == ["act_grad_bias<float, Relu>", "gemm", "gemm"]
+    for _ in range(2):  # algorithms are chosen the first time
+        launched = []
+        for act, saved in (("relu", None), ("gelu_tanh", None), ("gelu_tanh", y.copy()), ("tanh", None)):
+            bk.counts.reset()
+            bk.linear_act(x, W, b, act, out=y, saved=saved)
+            launched.append(bk.counts.kernels)
+        bk.counts.reset()
+        bk.linear_act_grad(y, x, W, y, "relu", dx=dx, dW=dW, db=db)
+    kernels = ["bias_act<float, GeluTanh>", "bias_act<float, Tanh>"]
+    assert launched == [[product], [product], [product, kernels[0]], [product, kernels[1]]]
+    assert bk.counts.kernels == ["act_grad_bias<float, Relu>", product, product]
 
 
 def test_what_the_kernels_do_not_support_is_computed_all_the_same(emulated_cuda: EmulatedBackend) -> None:

@@ -38,9 +38,7 @@ def arrays(bk: EmulatedBackend, dtype: str = "float32") -> dict[str, Any]:
     ("refused", "kernels"),
     [(0, ["cublasLtMatmul"]), (RELU_BIAS, ["cublasLtMatmul", "bias_act"]), (DEFAULT, ["cublasLtMatmul"])],
 )
-def test_a_layer_is_one_launch_or_falls_back(
-    bk: EmulatedBackend, dtype: str, refused: int, kernels: list[str]
-) -> None:
+def test_a_layer_is_one_launch_or_falls_back(bk: EmulatedBackend, dtype: str, refused: int, kernels: list[str]) -> None:
     bk._cublaslt.fake.fake_refuse(refused)
     given = arrays(bk, dtype)
     for _ in range(2):
