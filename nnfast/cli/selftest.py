@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,13 +22,17 @@ FAILED = 1
     "--device", default="auto", show_default=True, metavar="NAME", help="numpy, numba, cpu, cuda, cuda:N or auto."
 )
 @click.option("--json", "json_path", metavar="FILE", help="Write all outcomes.")
-def command(device: str, json_path: str | None) -> int:
+@click.option("--debug", is_flag=True, help="Show the tracebacks of checks that failed.")
+@click.pass_obj
+def command(settings: dict[str, Any] | None, device: str, json_path: str | None, debug: bool) -> int:
     """Check every operation, layer, loss and optimizer of a device against NumPy in float64.
 
     One line for each check; exit status 1 where one fails. It takes under three minutes.
     """
     from .. import devices, selftest
 
+    if settings is not None:
+        settings["debug"] = debug = debug or settings.get("debug", False)
     path = None if json_path is None else Path(json_path)
     if path is not None:
         check_writable(path)
@@ -39,6 +43,8 @@ def command(device: str, json_path: str | None) -> int:
             echo(f"ok      {outcome.name} ({outcome.seconds:.2f} s)")
         else:
             echo(f"FAILED  {outcome.name}: {outcome.error[:300]}")
+            if debug:
+                echo(outcome.details)
 
     outcomes = selftest.run(backend, report)
     failed = [outcome for outcome in outcomes if outcome.error is not None]

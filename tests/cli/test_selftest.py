@@ -58,6 +58,9 @@ def test_what_is_wrong_is_found(
     assert main(["selftest", "--device", "broken"]) == 1
     out, err = capsys.readouterr()
     assert "FAILED" in out
+    assert "Traceback" not in out
+    assert main(["selftest", "--device", "broken", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().out
     assert "checks of numpy failed" in err
 
 
