@@ -26,7 +26,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     original = module.checks
 
     def some(device):
-        return [check for check in original(device) if not check.name.startswith(("training", "two spirals", "layer"))]
+        slow = ("training", "two spirals", "layer", "operations, float64", "recorded")
+        return [check for check in original(device) if not check.name.startswith(slow)]
 
     monkeypatch.setattr(module, "checks", some)
 
@@ -40,7 +41,7 @@ def test_every_check_passes(device: str, capsys: pytest.CaptureFixture[str], tmp
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(path.read_text())
     assert found["device"] == device
-    assert len(lines) == len(found["checks"]) + 1 > 20
+    assert len(lines) == len(found["checks"]) + 1 > 15
     assert all(line.startswith("ok ") for line in lines[:-1])
     assert all(check["error"] is None for check in found["checks"])
 
