@@ -110,24 +110,27 @@ class Network:
         """Whether the model has weights."""
         return self._parameters is not None
 
+    @staticmethod
+    def _not_built() -> NotBuiltError:
+        return NotBuiltError(f"the model has no weights yet: {_UNKNOWN_INPUT}")
+
     def _need_built(self) -> None:
         if self._parameters is None:
-            raise NotBuiltError(f"the model has no weights yet: {_UNKNOWN_INPUT}")
+            raise self._not_built()
 
     # A prediction for one row takes microseconds and asks for these several times
     @property
     def built(self) -> list[Built]:
         """The layers with their shapes and declarations."""
         if self._parameters is None:
-            self._need_built()
+            raise self._not_built()
         return self._built
 
     @property
     def parameters(self) -> Parameters:
         """The weights, on their device."""
         if self._parameters is None:
-            self._need_built()
-            raise AssertionError
+            raise self._not_built()
         return self._parameters
 
     @property

@@ -15,6 +15,8 @@ from .specialise import kernel
 
 # Numbers that describe a kernel of a chain, and an address of its record that follows the tile
 KERNEL, MOVE = 6, 5
+# Rooms of tiles begin at a multiple of so many bytes
+_LINE = 64
 
 
 def chain_tiles(I, F, task):
@@ -67,7 +69,7 @@ class Chain:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._touched: list[tuple[int, int, int, bool]] = []  # as _operands gives them
+        self._touched: list[tuple[int, int, int, bool]] = []  # as operands() gives them
 
     def takes(self, call: Call) -> bool:
         """Whether `call` may run tile by tile with those that are here.
@@ -166,7 +168,3 @@ def memory_of(calls: Iterable[Call]) -> list[np.ndarray]:
                 yield from each(x)
 
     return [x for call in calls for x in each(call)]
-
-
-# Bytes between which rooms of tiles begin
-_LINE = 64

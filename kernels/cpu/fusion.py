@@ -30,10 +30,11 @@ def _cut_for_update(call: Call, late: Sequence[Call], step: Call) -> Call | None
     tiles = tuning.update_tiles(len(out), out.nbytes, call.nanoseconds, threads.count())
     begin, end = grad.ctypes.data, grad.ctypes.data + grad.nbytes
     inside = begin <= out.ctypes.data and out.ctypes.data + out.nbytes <= end and out.dtype == grad.dtype
-    disturbed = any(
-        np.may_share_memory(x, y) for x in call.reads if x is not None for y in step.writes if y is not None
-    )
-    if tiles is None or not inside or disturbed:
+    written = [x for x in step.writes if x is not None]
+    disturbed = any(np.may_share_memory(x, y) for x in call.reads if x is not None for y in written)
+    # What another call reads must be whole before it, and is not where the products wait for the update
+    needed = any(np.may_share_memory(x, out) for x in memory_of(other for other in late if other is not call))
+    if tiles is None or not inside or disturbed or needed:
         return None
     *before, product = call.cut(tiles, weights.ctypes.data - begin)
     product.tiles, product.writes = tiles, (out,)

@@ -48,7 +48,8 @@ def permute(bits: np.random.BitGenerator, table: np.ndarray) -> None:
     Parameters
     ----------
     bits : BitGenerator
-        A new one: whoever draws from it later gets other numbers than after NumPy's shuffle.
+        A new one of 64-bit words, such as Philox: whoever draws from it later gets other numbers than after NumPy's
+        shuffle.
     table : ndarray of int64, (rows, columns)
         C-contiguous; changed in place.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import activations, devices, losses, optimizers, testing
-from ..backends.base import Backend
+from ..backends.base import Backend, Replay
 from ..datasets import load
 from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
 from ..model import Sequential
@@ -138,18 +139,10 @@ def _learns(backend: Backend) -> None:
 
 def _replays(backend: Backend, dtype: str) -> None:
     """Recorded steps against the same steps one by one."""
-    recorded = _fit(backend, dtype, "adam")
-    capture = type(backend).capture
-
-    def eager(self: Backend, step: Callable[[Backend], None], temporary: Any = ()) -> Any:
-        return Backend.capture(self, step, temporary)
-
-    kind: Any = type(backend)
-    kind.capture = eager
-    try:
-        one_by_one = _fit(backend, dtype, "adam")
-    finally:
-        kind.capture = capture
+    eager = copy.copy(backend)
+    # Its own attribute comes before the class's method
+    vars(eager)["capture"] = lambda step, temporary=(): Replay(lambda: step(eager))
+    recorded, one_by_one = _fit(backend, dtype, "adam"), _fit(eager, dtype, "adam")
     _close(recorded, one_by_one, dtype)
 
 
@@ -180,7 +173,7 @@ def _loss_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     for name in losses.TABLE:
         pred = rng.standard_normal((6, 4))
-        if name in ("cross_entropy",):
+        if name == "cross_entropy":
             yield name, pred, rng.integers(0, 4, 6)
         elif name in ("binary_cross_entropy", "hinge"):
             yield name, pred, rng.integers(0, 2, (6, 4)).astype(np.float64)

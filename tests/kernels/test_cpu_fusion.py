@@ -250,11 +250,11 @@ def test_a_gradient_that_another_call_needs_is_not_used_up(monkeypatch: pytest.M
     monkeypatch.setattr(tuning, "SPLIT_BATCH_ELEMENTS", 0)
     monkeypatch.setattr(tuning, "UPDATE_BYTES", 500)
     rng = np.random.default_rng(0)
-    flat = rng.standard_normal(3 * 40 * 40).astype("f4")
-    x, dy = rng.standard_normal((2, 200, 40)).astype("f4")
+    flat = rng.standard_normal(3 * 80 * 80).astype("f4")
+    x, dy = rng.standard_normal((2, 200, 80)).astype("f4")
 
     def step(bk, flat, grad, x, dy, state):
-        (W, W2, W3), (dW, dW2, dW3) = flat.reshape(3, 40, 40), grad.reshape(3, 40, 40)
+        (W, W2, W3), (dW, dW2, dW3) = flat.reshape(3, 80, 80), grad.reshape(3, 80, 80)
         bk.linear_act_grad(dy, x, W, None, "identity", dx=None, dW=dW, db=None)
         bk.linear_act_grad(dW, W2, W, None, "identity", dx=None, dW=dW2, db=None)
         bk.linear_act_grad(dy, x, W3, None, "identity", dx=None, dW=dW3, db=None)
