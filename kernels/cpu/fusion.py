@@ -32,8 +32,15 @@ def _cut_for_update(call: Call, late: Sequence[Call], step: Call) -> Call | None
     inside = begin <= out.ctypes.data and out.ctypes.data + out.nbytes <= end and out.dtype == grad.dtype
     written = [x for x in step.writes if x is not None]
     disturbed = any(np.may_share_memory(x, y) for x in call.reads if x is not None for y in written)
-    # What another call reads must be whole before it, and is not where the products wait for the update
-    needed = any(np.may_share_memory(x, out) for x in memory_of(other for other in late if other is not call))
+    # The others run first: none may need the result, or write what the product reads
+    others = [other for other in late if other is not call]
+    needed = any(np.may_share_memory(x, out) for x in memory_of(others)) or any(
+        np.may_share_memory(x, y)
+        for other in others
+        for x in other.writes
+        for y in call.reads
+        if x is not None and y is not None
+    )
     if tiles is None or not inside or disturbed or needed:
         return None
     *before, product = call.cut(tiles, weights.ctypes.data - begin)
