@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Arena", "Slot"]
+from .kernels.memory import ALIGNMENT
 
-ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register, and four of cuBLASLt's 16
+__all__ = ["Arena", "Slot"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,8 @@ class Sequential(Network):
             (n, *out_shape). For a model whose last layer is linear these are logits, or values; see
             :meth:`predict_proba`.
         """
+        if device is None and batch_size is None and (again := self.plans.again(X, self.parameters)) is not None:
+            return again
         X = self._inputs(X, device)
         batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
         outputs, _ = forward(self, X, batch_size=batch_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
+
 from .losses import Loss, name_of
 from .parameters import Built, Parameters
 from .plan import Plan
@@ -20,6 +22,7 @@ class PlanPool:
         self._lock = threading.Lock()
         self._idle: dict[Any, list[Plan]] = {}
         self._row_bytes: dict[Any, int] = {}
+        self._last: list[Plan] = []  # those idle under the key of the last prediction
 
     def row_bytes(self, built: list[Built], dtype: Any) -> int:
         """Memory of an inference plan for each row of its batch."""
@@ -60,5 +63,26 @@ class PlanPool:
             if plans is None:
                 plans = self._idle[key] = []
             plans.append(plan)
+            self._last = plans
             while len(self._idle) > 6:
                 del self._idle[next(iter(self._idle))]
+
+    def again(self, x: Any, params: Parameters) -> np.ndarray | None:
+        """The outputs for `x` where it is like the last prediction's, on the host; None where it is not.
+
+        Parameters
+        ----------
+        x : object
+            What a user gives as a batch.
+        params : Parameters
+            The weights.
+        """
+        plans = self._last
+        try:
+            plan = plans.pop()  # whoever gets it has it alone
+        except IndexError:
+            return None
+        try:
+            return plan.infer_again(x) if plan.weights is params.flat else None
+        finally:
+            plans.append(plan)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import memory
 from . import micro, scalar, threads, tuning
 from .activation_functions import POINTWISE
 from .driver import Call
@@ -280,7 +281,7 @@ def sum_rows_calls(x: np.ndarray, out: np.ndarray) -> list[Call]:
     """``out = x.sum(axis=0)``, the bias gradient of the identity."""
     rows, columns = x.shape
     tile, tasks = tuning.row_chunks(rows, columns, threads.count())
-    parts = out if tasks == 1 else np.empty((tasks, columns), x.dtype)
+    parts = out if tasks == 1 else memory.empty((tasks, columns), x.dtype)
     address = x.ctypes.data
     one = _address_of_one(x.dtype, columns)
     ints = np.array([address, rows, columns, tile, address, address, parts.ctypes.data, one], np.int64)

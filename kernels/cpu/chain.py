@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from .. import memory
 from . import tuning
 from .atomics import fetch_add
 from .driver import Call
@@ -15,8 +16,7 @@ from .specialise import kernel
 
 # Numbers that describe a kernel of a chain, and an address of its record that follows the tile
 KERNEL, MOVE = 6, 5
-# Rooms of tiles begin at a multiple of so many bytes
-_LINE = 64
+_LINE = memory.ALIGNMENT  # rooms of tiles begin at a multiple of it
 
 
 def chain_tiles(I, F, task):
@@ -107,7 +107,7 @@ class Chain:
             return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
         local = [] if tiles.per_task == 1 else self._local(temporary, elsewhere)
         sizes = [-(-tiles.tile * x.nbytes // len(x) // _LINE) * _LINE + _LINE for x in local]
-        room = np.empty(tiles.tasks * sum(sizes) + _LINE, np.uint8)
+        room = memory.empty(tiles.tasks * sum(sizes), np.uint8)
         longest = max(len(call.ints) for call in self.calls)
         records = np.empty((tiles.tasks, -(-longest // 16) * 16 + 16), np.int64)
         kernels: list[int] = []
@@ -118,7 +118,7 @@ class Chain:
                 y is not None and np.may_share_memory(x, y) for x in local for y in call.writes
             ):
                 call.ints[call.ahead] = 0
-            at = room.ctypes.data + -room.ctypes.data % _LINE
+            at = room.ctypes.data
             for x, size in zip(local, sizes, strict=True):
                 begin, end = x.ctypes.data, x.ctypes.data + x.nbytes
                 for place in np.flatnonzero((begin <= call.ints) & (call.ints < end)):

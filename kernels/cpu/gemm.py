@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import memory
 from . import product, threads, tuning
 from .driver import Call
 from .intrinsics import blas_gemm
@@ -208,7 +209,7 @@ READ, PACK, PACKED = range(3)  # states of B
 
 def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b: bool) -> tuple[Call, np.ndarray]:
     """The call that packs B for all tasks, and the packed B."""
-    to = np.empty(blocks.columns_size(k, n), b.dtype)
+    to = memory.empty(blocks.columns_size(k, n), b.dtype)
     number = threads.count() if k * n >= tuning.PARALLEL_TRANSFERS else 1
     width = blocks.shape.columns
     per_task = -(-n // (number * width)) * width
@@ -275,9 +276,9 @@ def _product(
     def room(size: int) -> tuple[int, int]:
         """Address and bytes per task of new room for `size` elements in each task, on lines of its own."""
         size = -(-size // 16) * 16
-        array = np.empty(size * tiles.tasks + 16, dtype)
+        array = memory.empty(size * tiles.tasks, dtype)
         keep.append(array)
-        return array.ctypes.data + -array.ctypes.data % 64, size * dtype.itemsize
+        return array.ctypes.data, size * dtype.itemsize
 
     reads_a = n == 1 or part_m == 1 or blocks.reads_rows(a.shape[1], trans_a)
     a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
@@ -343,7 +344,7 @@ def _depth_parts(
     m, n = out.shape
     k = a.shape[0] if trans_a else a.shape[1]
     tiles = tuning.Tiles(k, -(-k // threads.count()))
-    parts = np.empty((tiles.tasks, m, n), out.dtype)
+    parts = memory.empty((tiles.tasks, m, n), out.dtype)
     reduce = reduce_call(parts, out, beta)
     reduce.when, reduce.reduces = "", False  # it follows its product, whatever becomes of that
     return [*_product(a, b, parts, trans_a, trans_b, 0.0, tiles, DEPTH), reduce]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import memory
 from . import activations, threads, tuning
 from .driver import Call
 from .gemm import depth_product, gemm_calls, reduce_call, rows_product, starts_from_bias
@@ -49,7 +50,7 @@ def backward_calls(
     after: list[Call] = []
     parts = None
     if db is not None:
-        parts = db[None] if tiles.number == 1 else np.empty((tiles.number, m), dtype)
+        parts = db[None] if tiles.number == 1 else memory.empty((tiles.number, m), dtype)
         if tiles.number > 1:
             after.append(reduce_call(parts, db))
     if name != "identity" or db is not None:
@@ -59,7 +60,7 @@ def backward_calls(
     if tiles.tasks == 1 and tiles.number == 1:
         calls += depth_product(x, dy, dW[None], tiles)
     elif k * m <= tuning.SPLIT_BATCH_ELEMENTS:
-        dW_parts = dW[None] if tiles.tasks == 1 else np.empty((tiles.tasks, k, m), dtype)
+        dW_parts = dW[None] if tiles.tasks == 1 else memory.empty((tiles.tasks, k, m), dtype)
         calls += depth_product(x, dy, dW_parts, tiles)
         if tiles.tasks > 1:
             after.append(reduce_call(dW_parts, dW))

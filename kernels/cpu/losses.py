@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import memory
 from .. import step_state as S
 from . import scalar, threads, tuning
 from .driver import Call
@@ -283,7 +284,7 @@ def softmax_xent_calls(
     tiles = tuning.row_tiles(n, threads.count())
     parts, after = _loss_parts(state, tiles.number)
     step = max(1, BLOCK // c)
-    scratch = np.empty((tiles.tasks, step * c + 3 * step), dtype)
+    scratch = memory.empty((tiles.tasks, step * c + 3 * step), dtype)
     ints = np.array(
         [
             logits.ctypes.data, labels.ctypes.data, labels.ndim == 2, _address(weight), _address(dlogits),

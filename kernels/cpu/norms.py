@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import memory
 from .. import step_state as S
 from . import threads, tuning
 from .driver import Call
@@ -201,8 +202,8 @@ def layer_norm_call(
 
 def _pair_parts(x: np.ndarray, dgamma: np.ndarray, dbeta: np.ndarray) -> tuple[np.ndarray, list[Call]]:
     """Room for each task's two column sums, and the calls that add them up."""
-    parts = np.empty((_tasks(x), 2 * x.shape[1]), x.dtype)
-    total = np.empty(2 * x.shape[1], x.dtype)
+    parts = memory.empty((_tasks(x), 2 * x.shape[1]), x.dtype)
+    total = memory.empty(2 * x.shape[1], x.dtype)
     columns = x.shape[1]
     return parts, [
         reduce_call(parts, total),
@@ -233,7 +234,7 @@ def batch_norm_calls(
     rows, columns = x.shape
     calls: list[Call] = []
     for center, result in ((None, mean), (mean, var)):
-        parts = np.empty((_tasks(x), columns), x.dtype)
+        parts = memory.empty((_tasks(x), columns), x.dtype)
         calls.append(_rows_call(column_sums, x, (center, parts)))
         calls.append(reduce_call(parts, result))
         calls.append(_small_call(divide, x.dtype, (result,), columns, (rows,)))
@@ -244,7 +245,7 @@ def batch_norm_inference_calls(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float, out: np.ndarray
 ) -> list[Call]:
     """Normalise by given statistics."""
-    scale = np.empty(x.shape[1], x.dtype)
+    scale = memory.empty(x.shape[1], x.dtype)
     return [
         _small_call(column_scale, x.dtype, (gamma, var, scale), x.shape[1], (eps,)),
         _rows_call(normalise, x, (mean, scale, beta, out)),
@@ -267,7 +268,7 @@ def batch_norm_grad_calls(
     calls = [_rows_call(batch_norm_sums, x, (mean, var, dy, parts), (eps,)), *after]
     if dx is not None:
         columns = x.shape[1]
-        factors = np.empty((3, columns), x.dtype)
+        factors = memory.empty((3, columns), x.dtype)
         arrays = (gamma, var, dgamma, dbeta, factors)
         calls.append(_small_call(batch_norm_slopes, x.dtype, arrays, columns, (eps, len(x))))
         calls.append(_rows_call(batch_norm_dx, x, (mean, factors, dy, dx)))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .. import memory
 from .atomics import call_address, compare_and_swap, fetch_add, load_acquire, pause, store_release
 from .intrinsics import call_kernel, pointer_i64
 
@@ -39,10 +40,7 @@ _PATIENCE = 2000
 
 def control_block(lanes: int) -> np.ndarray:
     """The memory that a team of that many threads shares, all zeros; it starts on a line of its own."""
-    size = (WORDS + lanes * LINE) // 8
-    block = np.zeros(size + LINE // 8, np.int64)
-    skip = -block.ctypes.data % LINE // 8
-    return block[skip : skip + size]
+    return memory.zeros((WORDS + lanes * LINE) // 8, np.int64, LINE)
 
 
 @once

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 
+from ..kernels import memory
 from .array_backend import ArrayBackend
 from .base import Array, Backend, Replay
-
-_ALIGN = 64
 
 
 class NumpyBackend(ArrayBackend):
@@ -26,19 +24,10 @@ class NumpyBackend(ArrayBackend):
         return np
 
     def empty(self, shape: Any, dtype: Any) -> Array:
-        return self._aligned(np.empty, shape, dtype)
+        return memory.empty(shape, dtype)
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
-        # Not written here, so that a system that gives memory when it is used gives none for what is never used
-        return self._aligned(np.zeros, shape, dtype)
-
-    @staticmethod
-    def _aligned(make: Callable[..., np.ndarray], shape: Any, dtype: Any) -> Array:
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        nbytes = prod(shape) * np.dtype(dtype).itemsize
-        raw = make(nbytes + _ALIGN, np.uint8)
-        start = -raw.ctypes.data % _ALIGN
-        return raw[start : start + nbytes].view(dtype).reshape(shape)
+        return memory.zeros(shape, dtype)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         return np.asarray(x, dtype=dtype, order="C")
