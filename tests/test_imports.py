@@ -150,6 +150,7 @@ def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
 def test_kernels_import_little(module: str) -> None:
     allowed = {
         "cpu": {"numpy", "numba", "llvmlite", "platformdirs"},
+        "memory": {"numpy"},
         "cuda": {"numpy", "cupy", "cupyx", "cuda", "platformdirs"},
     }.get(module.split(".")[1] if "." in module else "", set())
     # NNFAST_GEMM=blas, and nothing else, needs these

@@ -74,6 +74,43 @@ def test_what_is_returned_is_the_callers(model: nf.Sequential) -> None:
     np.testing.assert_array_equal(model.predict(X), kept)
 
 
+def test_a_batch_like_the_last_one(model: nf.Sequential) -> None:
+    """It takes a shorter way, on which nothing may be missed that another batch, or the model, brings."""
+    X, y = problem()
+
+    def check(rows: Any) -> None:
+        expected = model.copy().predict(rows)
+        for _ in range(3):
+            np.testing.assert_allclose(model.predict(rows), expected, rtol=1e-6, atol=1e-7)
+
+    check(X[:1])
+    check(X[1:2])
+    check(X[::-1][:1])
+    check(X[:1].astype(np.float64))
+    check(X[:1].astype(">f4"))
+    check(X[:1].tolist())
+    check(np.asfortranarray(X[:5]))
+    check(X[:5])
+    check(X[7:12].view(np.recarray))
+    model.set_weights({name: 0.5 * value for name, value in model.get_weights().items()})
+    check(X[:5])
+    model.evaluate(X[:5], y[:5])
+    check(X[:5])
+    fit(model, X, y, device=model.parameters.backend)
+    check(X[:5])
+    fit(model, X, y, device=model.parameters.backend, dtype="float64")
+    check(X[:5])
+    model.predict(X[:5], device="numpy")
+    check(X[:5])
+    check(X[:5].astype(np.float64))
+    for wrong in (X[:5, :3], X[0], X[:5].astype(str)):
+        with pytest.raises((ValueError, TypeError)):
+            model.predict(wrong)
+    check(X[:5])
+    model.build(3, seed=0)
+    assert model.predict(X[:5, :3]).shape == (5, 3)
+
+
 def test_rows_of_any_shape(backend: Backend) -> None:
     images = np.random.default_rng(0).random((10, 2, 3))
     model = nf.Sequential([nf.Dense(5, "relu"), nf.Flatten(), nf.Dense(2)])
