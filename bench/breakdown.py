@@ -9,7 +9,6 @@ import argparse
 
 from ..backends.numba_replay import NumbaReplay
 from ..kernels import step_state as S
-from ..kernels.cpu.driver import Program
 from ..kernels.cpu.profile import Part, profile
 from ..training.engine import Engine
 from ..training.sources import ResidentSource
@@ -53,8 +52,8 @@ def breakdown(workload: Workload, seconds: float = 1.0) -> tuple[float, list[Par
     engine.run(source.batch)  # fills the table of learning rates
     replay = engine.plan.replay(source.batch)
     assert isinstance(replay, NumbaReplay)
-    (program,) = replay.parts
-    assert isinstance(program, Program)
+    program = replay.many
+    assert program is not None
 
     def begin() -> None:
         engine.begin_epochs()

@@ -95,14 +95,22 @@ class Chain:
         self.calls.append(call)
         self._touched += operands(call)
 
-    def call(self, temporary: Sequence[np.ndarray] = (), elsewhere: Sequence[np.ndarray] = ()) -> Call:
-        """All of it as one call, which keeps a tile of what is `temporary` and not used `elsewhere`."""
+    def call(
+        self,
+        temporary: Sequence[np.ndarray] = (),
+        elsewhere: Sequence[np.ndarray] = (),
+        copies: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> Call:
+        """All of it as one call, which keeps a tile of what is `temporary` and not used `elsewhere`.
+
+        Task t uses ``copy[t]`` in place of each array of `copies`, which are pairs of an array and its copies.
+        """
         tiles = self.calls[0].tiles
         assert tiles is not None
         time = sum(call.nanoseconds for call in self.calls)
         parallel = tiles.tasks > 1 and time >= tuning.PARALLEL_NS
         blas = any(call.blas for call in self.calls)
-        if len(self.calls) == 1 and tiles.per_task == 1:
+        if len(self.calls) == 1 and tiles.per_task == 1 and not copies:
             one = self.calls[0]
             return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
         local = [] if tiles.per_task == 1 else self._local(temporary, elsewhere)
@@ -124,6 +132,10 @@ class Chain:
                 for place in np.flatnonzero((begin <= call.ints) & (call.ints < end)):
                     moves += [int(place), begin, at, size, tiles.tile * x.nbytes // len(x)]
                 at += tiles.tasks * size
+            for x, each in copies:
+                begin, end = x.ctypes.data, x.ctypes.data + x.nbytes
+                for place in np.flatnonzero((begin <= call.ints) & (call.ints < end)):
+                    moves += [int(place), begin, each.ctypes.data, each.strides[0], 0]
             number = len(moves) // MOVE - first
             kernels += [call.function, call.ints.ctypes.data, call.floats.ctypes.data, len(call.ints), first, number]
         head = [tiles.number, tiles.per_task, 0, len(self.calls), records.ctypes.data, records.strides[0]]
@@ -131,7 +143,7 @@ class Chain:
             kernel(chain_tiles), np.array([*head, *kernels, *moves]), np.zeros(1), tiles.tasks, parallel, blas,
             tuple(self.calls),
         )  # fmt: skip
-        chain.room = room, records
+        chain.room = (room, records, *(each for _, each in copies))
         return chain
 
     def _local(self, temporary: Sequence[np.ndarray], elsewhere: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,27 @@ from .intrinsics import call_kernel, cycle_count, pointer_i64
 FUNCTION, INTS, FLOATS, TASKS, PARALLEL = range(5)
 # Columns of the table of segments: the calls from FIRST up to END, REPEATS times
 FIRST, END, REPEATS = range(3)
+# In place of a number of times: once, before the first or after the last of several runs
+FIRST_RUN, LAST_RUN = -1, -2
 SEGMENT_BYTES = 8 * 3
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Weights and what they are packed to.
+
+    Attributes
+    ----------
+    weights, to : ndarray
+        The arrays.
+    copies : callable
+        ``copies(number, address, step)`` is a call that packs so many copies of the weights, one every `step` bytes
+        from `address` on, a task each, and the array that has what each is packed to.
+    """
+
+    weights: np.ndarray
+    to: np.ndarray
+    copies: Callable[[int, int, int], tuple[Call, np.ndarray]]
 
 
 @dataclass(slots=True)
@@ -46,9 +67,10 @@ class Call:
         The arrays that have the batch's rows: those of a call with tiles, and those that a late one reads.
     sums : tuple of ndarray
         What a call with tiles adds up over them: whole only after the last one.
-    when : {"", "early", "late"}
+    when : {"", "early", "late", "first", "last"}
         "early": depends on no array of the batch's rows. "late": nothing but late calls, and calls without tiles,
-        depends on it. So it may be done before, or after, calls with tiles.
+        depends on it. So it may be done before, or after, calls with tiles. "first" and "last" are done once, before
+        and after several runs.
     reduces : bool
         Whether it is a sum of parts, which others can join.
     cut : callable, optional
@@ -59,6 +81,8 @@ class Call:
         chunk)`` of the elements, in place of this one; `reads` is the gradient, `writes` the weights and the rest.
     nanoseconds : float
         About what it takes on one thread.
+    packs : Packing, optional
+        Set where it packs weights.
     ahead : int, optional
         Place in `ints` of how far after its result it asks for memory; 0 there is not at all.
     room : tuple of ndarray
@@ -81,6 +105,7 @@ class Call:
     cut: Callable[[tuning.Tiles, int], list[Call]] | None = field(default=None, repr=False)
     update: Callable[[Sequence[tuple[int, int, int]]], list[Call]] | None = field(default=None, repr=False)
     nanoseconds: float = 0.0
+    packs: Packing | None = field(default=None, repr=False)
     ahead: int | None = None
     room: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
@@ -90,11 +115,21 @@ class Call:
         self.floats = np.ascontiguousarray(self.floats, np.float64)
 
 
+@team.function
+def _repeats(segment, run, runs):
+    """How often a segment is done in a run."""
+    if segment[2] == FIRST_RUN:
+        return 1 if run == 0 else 0
+    if segment[2] == LAST_RUN:
+        return 1 if run == runs - 1 else 0
+    return segment[2]
+
+
 def _serial(calls, segments, number, times):
-    for _ in range(times):
+    for run in range(times):
         for s in range(number):
             segment = pointer_i64(segments + s * SEGMENT_BYTES)
-            for _ in range(segment[2]):
+            for _ in range(_repeats(segment, run, times)):
                 for c in range(segment[0], segment[1]):
                     call = pointer_i64(calls + c * team.CALL_BYTES)
                     for task in range(call[3]):
@@ -108,10 +143,10 @@ def _lead(control, calls, segments, number, times, lanes, give_way, clocks):
     Where `clocks` is not 0, the cycles that each call took are added to the number there.
     """
     done = 0
-    for _ in range(times):
+    for run in range(times):
         for s in range(number):
             segment = pointer_i64(segments + s * SEGMENT_BYTES)
-            for _ in range(segment[2]):
+            for _ in range(_repeats(segment, run, times)):
                 for c in range(segment[0], segment[1]):
                     call = pointer_i64(calls + c * team.CALL_BYTES)
                     began = cycle_count() if clocks != 0 else 0
@@ -177,27 +212,45 @@ class Program:
         for row, call in zip(self.table, self.calls, strict=True):
             shared = call.parallel and call.tasks < team.TASK_LIMIT
             row[:] = (call.function, call.ints.ctypes.data, call.floats.ctypes.data, call.tasks, shared)
-        self.segments = np.array([[0, len(self.calls), 1]], np.int64) if segments is None else segments
+        self.segments = self._in_runs() if segments is None else segments
         self.parallel = bool(self.table[:, PARALLEL].any())
         self.blas = any(call.blas for call in self.calls)
         self._addresses = self.table.ctypes.data, self.segments.ctypes.data, len(self.segments)
         self._control: tuple[int, int, np.ndarray] | None = None  # lanes, address, the memory
 
+    def _in_runs(self) -> np.ndarray:
+        """The segments of a plain list of calls: what comes once, and what every run does."""
+        once = [{"first": FIRST_RUN, "last": LAST_RUN}.get(call.when, 1) for call in self.calls]
+        cuts = [0, *(i for i in range(1, len(once)) if once[i] != once[i - 1]), len(once)]
+        return np.array([[a, b, once[a]] for a, b in pairwise(cuts) if a < b], np.int64).reshape(-1, 3)
+
     @classmethod
-    def chain(cls, parts: Sequence[tuple[Program, int]]) -> Program:
-        """One program that runs each of `parts` so many times, in order."""
+    def chain(cls, parts: Sequence[tuple[Program, int]], outer: int = -1) -> Program:
+        """One program that runs each of `parts` so many times, in order.
+
+        What comes once, before and after the runs of a part, is done once in each run of the whole; of part number
+        `outer` once before the first and after the last run of the whole.
+        """
         calls: list[Call] = []
-        segments: list[np.ndarray] = [np.empty((0, 3), np.int64)]
-        for program, times in parts:
+        before, segments, after = [], [np.empty((0, 3), np.int64)], []
+        for number, (program, times) in enumerate(parts):
             own = program.segments.copy()
             own[:, [FIRST, END]] += len(calls)
-            if len(own) == 1:
-                own[:, REPEATS] *= times
-            else:
-                own = np.tile(own, (times, 1))
             calls.extend(program.calls)
-            segments.append(own)
-        return cls(calls, np.concatenate(segments))
+            repeats = own[:, REPEATS]
+            opening, closing = own[repeats == FIRST_RUN], own[repeats == LAST_RUN]
+            body = own[repeats >= 0]
+            if len(body) == 1:
+                body[:, REPEATS] *= times
+            else:
+                body = np.tile(body, (times, 1))
+            if number == outer:
+                before, after = [opening], [closing]
+                segments.append(body)
+            else:
+                opening[:, REPEATS] = closing[:, REPEATS] = min(times, 1)
+                segments += [opening, body, closing]
+        return cls(calls, np.concatenate([*before, *segments, *after]))
 
     def run(self, times: int = 1) -> None:
         """Run all segments, in order, so many times. Holds no lock of Python's meanwhile; one caller at a time."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import threads, tuning
 from .chain import Chain, memory_of, operands
+from .copies import Update, with_copies
 from .driver import Call
 from .gemm import reduced_together
 
@@ -87,7 +88,28 @@ def fused(calls: Sequence[Call], temporary: Sequence[np.ndarray] = ()) -> list[C
     What ends up in the arrays that are `temporary` is undefined: a chain that is alone with one keeps only the tile
     that it is at.
     """
-    result: list[Call | Chain] = []
+    items: list[Call | Chain] = []
+    for item in _in_chains(calls):
+        items += _with_update(item.late, item.step) if isinstance(item, Update) else [item]
+    used = [(each, memory_of(each.calls if isinstance(each, Chain) else [each])) for each in items]
+    finished: list[Call] = []
+    for each, _ in used:
+        if isinstance(each, Chain):
+            others = [array for other, arrays in used if other is not each for array in arrays]
+            finished.append(each.call(temporary, others))
+        else:
+            finished.append(each)
+    return finished
+
+
+def fused_for_many(calls: Sequence[Call], temporary: Sequence[np.ndarray] = ()) -> list[Call] | None:
+    """What :func:`fused` gives, for runs of many steps, where there is another way for these; else ``None``."""
+    return with_copies(_in_chains(calls), temporary)
+
+
+def _in_chains(calls: Sequence[Call]) -> list[Call | Chain | Update]:
+    """The calls with runs of those that have tiles put together."""
+    result: list[Call | Chain | Update] = []
     chain, late = Chain(), list[Call]()
 
     def too_early(call: Call) -> bool:
@@ -106,7 +128,10 @@ def fused(calls: Sequence[Call], temporary: Sequence[np.ndarray] = ()) -> list[C
         nonlocal chain
         if chain.calls:
             result.append(chain)
-        result.extend(reduced_together(late) if step is None else _with_update(late, step))
+        if step is None:
+            result.extend(reduced_together(late))
+        else:
+            result.append(Update(list(late), step))
         chain = Chain()
         late.clear()
 
@@ -127,12 +152,4 @@ def fused(calls: Sequence[Call], temporary: Sequence[np.ndarray] = ()) -> list[C
             flush()
             result.append(call)
     flush()
-    used = [(each, memory_of(each.calls if isinstance(each, Chain) else [each])) for each in result]
-    finished: list[Call] = []
-    for each, _ in used:
-        if isinstance(each, Chain):
-            others = [array for other, arrays in used if other is not each for array in arrays]
-            finished.append(each.call(temporary, others))
-        else:
-            finished.append(each)
-    return finished
+    return result

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import memory
 from . import product, threads, tuning
-from .driver import Call
+from .driver import Call, Packing
 from .intrinsics import blas_gemm
 from .micro import ADD, RELU
 from .specialise import function, kernel
@@ -140,11 +140,26 @@ def reduced_together(calls: Sequence[Call]) -> list[Call]:
             continue
         total = sum(int(call.ints[1]) for call in same)
         number = threads.count() if total >= tuning.PARALLEL_TRANSFERS else 1
-        chunk = -(-total // (number * 64)) * 64
-        ints = np.array([len(same), chunk, *(v for call in same for v in call.ints[:4])])
-        tasks = -(-total // chunk)
-        merged.append(Call(kernel(add_all_parts, dtype), ints, np.zeros(1), tasks, tasks > 1, keep=tuple(same)))
+        merged.append(_sums_call(same, -(-total // (number * 64)) * 64, dtype))
     return [*merged, *rest]
+
+
+def _sums_call(calls: Sequence[Call], chunk: int, dtype: Any, outs: Sequence[int] | None = None) -> Call:
+    """What `calls` of :func:`reduce_call` do, as one; `outs` are the addresses of the results, if they are others."""
+    outs = [int(call.ints[0]) for call in calls] if outs is None else outs
+    records = [v for call, out in zip(calls, outs, strict=True) for v in (out, *call.ints[1:4])]
+    tasks = -(-sum(int(call.ints[1]) for call in calls) // chunk)
+    ints = np.array([len(calls), chunk, *records])
+    return Call(kernel(add_all_parts, dtype), ints, np.zeros(1), tasks, tasks > 1, keep=tuple(calls))
+
+
+def sums_for_each(calls: Sequence[Call], copies: int, distance: int, step: int, dtype: Any) -> Call:
+    """What `calls` of :func:`reduce_call` do, `copies` times, a task each.
+
+    The results are `distance` bytes after those of the calls, and `step` bytes on for each following copy.
+    """
+    outs = [int(call.ints[0]) + distance + copy * step for copy in range(copies) for call in calls]
+    return _sums_call([*calls] * copies, sum(int(call.ints[1]) for call in calls), dtype, outs)
 
 
 def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
@@ -204,19 +219,34 @@ def pack_task(I, F, task):
     PACK_COLUMNS(first, min(first + I[6], I[3]), I[2], I[3], I[1], I[4], I[5], I[0])
 
 
+def pack_copy(I, F, task):
+    """A task packs one of several B; I: to, bytes from one to the next, b, bytes likewise, k, n, ldb, trans."""
+    PACK_COLUMNS(0, I[5], I[4], I[5], I[2] + task * I[3], I[6], I[7], I[0] + task * I[1])
+
+
 READ, PACK, PACKED = range(3)  # states of B
 
 
 def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b: bool) -> tuple[Call, np.ndarray]:
     """The call that packs B for all tasks, and the packed B."""
-    to = memory.empty(blocks.columns_size(k, n), b.dtype)
+    size = blocks.columns_size(k, n)
+    to = memory.empty(size, b.dtype)
     number = threads.count() if k * n >= tuning.PARALLEL_TRANSFERS else 1
     width = blocks.shape.columns
     per_task = -(-n // (number * width)) * width
     tasks = -(-n // per_task)
     ints = np.array([to.ctypes.data, b.ctypes.data, k, n, b.shape[1], trans_b, per_task], np.int64)
     address = kernel(pack_task, b.dtype, blocks.variant, PACK_COLUMNS=blocks.pack_columns)
-    return Call(address, ints, np.zeros(1), tasks, tasks > 1, keep=(b, to)), to
+    call = Call(address, ints, np.zeros(1), tasks, tasks > 1, keep=(b, to))
+
+    def copies(number: int, first: int, step: int) -> tuple[Call, np.ndarray]:
+        each = memory.empty((number, -(-size // 16) * 16), b.dtype)
+        ints = np.array([each.ctypes.data, each.strides[0], first, step, k, n, b.shape[1], trans_b], np.int64)
+        address = kernel(pack_copy, b.dtype, blocks.variant, PACK_COLUMNS=blocks.pack_columns)
+        return Call(address, ints, np.zeros(1), number, number > 1, keep=(each,)), each
+
+    call.packs = Packing(b, to, copies)
+    return call, to
 
 
 def _generated(m: int, n: int, k: int, dtype: Any) -> product.Blocking | None:

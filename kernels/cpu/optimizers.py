@@ -296,7 +296,7 @@ def step_calls(name: str, state: np.ndarray, arrays: tuple[np.ndarray | None, ..
     def pieces(cuts: Sequence[tuple[int, int, int]]) -> list[Call]:
         """A call for each ``(first, size, chunk)`` of the elements."""
         counts = [-(-number // chunk) for _, number, chunk in cuts]
-        flags = np.zeros(sum(counts))
+        flags = np.zeros(max(sum(counts), tuning.OWN_COPIES))  # for a step by copies.py, too
         record[1:3] = flags.ctypes.data, len(flags)
         calls, flag = [], 0
         for (start, number, chunk), tasks in zip(cuts, counts, strict=True):

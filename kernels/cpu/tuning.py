@@ -63,6 +63,13 @@ PARALLEL_NS = 2_000
 # into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 65_536
 
+# Up to this many threads and weights, each thread has and updates all of them itself (copies.py): what a thread does
+# of the others' work is then less than the way of their lines to it, and all of it stays in the second-level cache
+OWN_COPIES = 4
+OWN_ELEMENTS = 16_384
+# To bring weights there and back takes as long as this saves in so many steps
+OWN_STEPS = 8
+
 # A product of tiles whose results are no larger than this asks for the next one's memory; more would push out its own
 CLAIMED_BYTES = L2 // 4
 # A gradient of more bytes than this is worth an update of its weights while parts of this size are in a near cache ...

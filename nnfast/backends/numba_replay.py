@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.cpu import tuning
+from ..kernels.cpu.copies import reaches
 from ..kernels.cpu.driver import Call, Program
-from ..kernels.cpu.fusion import fused
+from ..kernels.cpu.fusion import fused, fused_for_many
 from .base import Backend, Replay
 
 Callback = Callable[[Any], None]
@@ -49,17 +51,41 @@ class NumbaReplay(Replay):
         if calls:
             self.parts.append(Program(fused(calls, temporary)))
         self._use(self.parts)
+        self._calls, self._temporary = calls, temporary  # all of them, where it is one program
 
     def _use(self, parts: list[Program | Callback]) -> None:
         self.parts = parts
         self._whole = parts[0] if len(parts) == 1 and isinstance(parts[0], Program) else None
+        self._many: Program | None = self._whole
+        self._many_known = False
+
+    @property
+    def many(self) -> Program | None:
+        """The program for runs of many steps, where all is one program."""
+        if not self._many_known:
+            if self._whole is not None and self._whole.parallel:
+                calls = fused_for_many(self._calls, self._temporary)
+                self._many = self._whole if calls is None else Program(calls)
+            self._many_known = True
+        return self._many
 
     @classmethod
     def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
         """Native replays, each so many times, as one that is native, too."""
-        programs = [(part, times) for replay, times in parts for part in replay.parts if isinstance(part, Program)]
+        programs: list[tuple[Program, int]] = []
+        outer = -1
+        for replay, times in parts:
+            if (many := replay.many) is not None and many is not replay._whole:
+                own = [x for call in replay._calls if call.update is not None for x in call.writes if x is not None]
+                # Where nobody else needs the weights, they are brought there and back once
+                alone = not reaches((call for other, _ in parts if other is not replay for call in other._calls), own)
+                if alone or times >= tuning.OWN_STEPS:
+                    outer = len(programs) if alone else outer
+                    programs.append((many, times))
+                    continue
+            programs += [(part, times) for part in replay.parts if isinstance(part, Program)]
         chain = cls(backend, [])
-        chain._use([Program.chain(programs)])
+        chain._use([Program.chain(programs, outer)])
         return chain
 
     @property
@@ -70,7 +96,9 @@ class NumbaReplay(Replay):
     def run(self, times: int = 1) -> None:
         """Do the recorded work so many times, on the same addresses."""
         if self._whole is not None:
-            self._whole.run(times)
+            many = self.many if times >= tuning.OWN_STEPS else self._whole
+            assert many is not None
+            many.run(times)
             return
         for _ in range(times):
             for part in self.parts:
