@@ -48,7 +48,15 @@ _NAMES = {
     "WeightPath": "plotting",
     "ProgressBar": "training.progress",
     **dict.fromkeys(
-        ("NNFastError", "DeviceUnavailable", "NonFiniteError", "CheckpointError", "DataError", "NotBuiltError"),
+        (
+            "NNFastError",
+            "DeviceUnavailable",
+            "OutOfMemoryError",
+            "NonFiniteError",
+            "CheckpointError",
+            "DataError",
+            "NotBuiltError",
+        ),
         "errors",
     ),
 }
@@ -64,6 +72,7 @@ _MODULES = frozenset(
         "metrics",
         "optimizers",
         "plotting",
+        "precision",
         "preprocessing",
         "random",
         "testing",
@@ -75,7 +84,15 @@ __all__ = [*_NAMES, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from .devices import available_devices, get_backend
-    from .errors import CheckpointError, DataError, DeviceUnavailable, NNFastError, NonFiniteError, NotBuiltError
+    from .errors import (
+        CheckpointError,
+        DataError,
+        DeviceUnavailable,
+        NNFastError,
+        NonFiniteError,
+        NotBuiltError,
+        OutOfMemoryError,
+    )
     from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
     from .losses import (
         BinaryCrossEntropy,

@@ -11,12 +11,14 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from .backends.base import Backend
 from .errors import DeviceUnavailable
 
-__all__ = ["available_devices", "get_backend", "resolve"]
+__all__ = ["available_devices", "get_backend", "resolve", "use_allocator"]
 
 _log = logging.getLogger("nnfast")
 _lock = threading.RLock()
@@ -173,3 +175,13 @@ def available_devices() -> dict[str, str | None]:
         devices[f"cuda:{index}"] = None
         index += 1
     return devices
+
+
+def use_allocator(allocator: str | Callable[[int], Any] = "cupy") -> None:
+    """Take the memory of CUDA devices from another pool, such as PyTorch's.
+
+    See :func:`nnfast.backends.cupy_memory.use_allocator`.
+    """
+    from .backends import cupy_memory
+
+    cupy_memory.use_allocator(allocator)

@@ -14,6 +14,7 @@ from .backends.base import Backend
 from .layers.base import positive_int
 from .network import Network
 from .plan import without_link
+from .precision import resolve
 from .training import checkpoint, data, loop
 from .training.callbacks import Callback
 from .training.history import History
@@ -66,7 +67,8 @@ class Sequential(Network):
         epochs: int = 1,
         batch_size: int = 32,
         device: str | Backend = "auto",
-        dtype: Any = "float32",
+        dtype: Any = None,
+        precision: str | None = None,
         validation_data: Any = None,
         validation_split: float = 0.0,
         shuffle: bool = True,
@@ -96,8 +98,11 @@ class Sequential(Network):
             Rows of a step; the last batch of an epoch may be smaller.
         device : str or Backend
             ``"numpy"``, ``"numba"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
-        dtype : {"float32", "float64"}
-            Of the weights and the computation.
+        dtype : {"float32", "float64"}, optional
+            Of the weights and the computation; by default that of `precision`.
+        precision : {"float32", "tf32", "float64"}, optional
+            What the computation may round; by default that of `dtype`, or float32. ``"tf32"`` lets a GPU's tensor
+            cores do the products. It stays with the model, also for predictions.
         validation_data : tuple of array_like, optional
             ``(X, y)`` or ``(X, y, sample_weight)``, evaluated after each epoch.
         validation_split : float
@@ -140,6 +145,7 @@ class Sequential(Network):
                 raise TypeError(f"callbacks must be Callback objects, not {type(callback).__name__}")
         if isinstance(metrics, str) or callable(metrics):
             metrics = [metrics]
+        precision, dtype = resolve(precision, dtype)
         backend = devices.get_backend(device)
         return loop.fit(
             self,
@@ -150,7 +156,8 @@ class Sequential(Network):
             epochs=positive_int(epochs, "epochs"),
             batch_size=positive_int(batch_size, "batch_size"),
             backend=backend,
-            dtype=self.checked_dtype(dtype),
+            dtype=dtype,
+            precision=precision,
             validation_data=validation_data,
             validation_split=validation_split,
             shuffle=shuffle,
@@ -173,7 +180,14 @@ class Sequential(Network):
         data.check_inputs(X, in_shape)
         return X
 
-    def predict(self, X: Any, *, batch_size: int | None = None, device: str | Backend | None = None) -> np.ndarray:
+    def predict(
+        self,
+        X: Any,
+        *,
+        batch_size: int | None = None,
+        device: str | Backend | None = None,
+        on_device: bool = False,
+    ) -> Any:
         """The outputs of the last layer, chunk by chunk.
 
         Parameters
@@ -184,18 +198,23 @@ class Sequential(Network):
             Rows of a chunk; by default what keeps the activations within some 32 MB.
         device : str or Backend, optional
             By default where the weights are.
+        on_device : bool
+            Leave the outputs there: a CuPy array where that is a GPU, which other libraries take without a copy, such
+            as ``torch.from_dlpack``.
 
         Returns
         -------
-        ndarray
+        ndarray or array
             (n, *out_shape). For a model whose last layer is linear these are logits, or values; see
             :meth:`predict_proba`.
         """
-        if device is None and batch_size is None and (again := self.plans.again(X, self.parameters)) is not None:
+        parameters = self.parameters
+        as_before = batch_size is None and not on_device and device in (None, parameters.backend.device)
+        if as_before and (again := self.plans.again(X, parameters)) is not None:
             return again
         X = self._inputs(X, device)
         batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
-        outputs, _ = forward(self, X, batch_size=batch_size)
+        outputs, _ = forward(self, X, batch_size=batch_size, on_device=on_device)
         assert outputs is not None
         return outputs
 

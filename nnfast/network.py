@@ -19,11 +19,11 @@ from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
 from .parameters import Built, Parameters, build_chain
 from .plan_pool import PlanPool
+from .precision import checked_dtype
 from .summary import Summary
 
 __all__ = ["Network", "TrainingState"]
 
-_DTYPES = ("float32", "float64")
 _UNKNOWN_INPUT = "its input size is not known; call fit, or build(in_shape), or give the first layer in_features="
 
 
@@ -164,16 +164,10 @@ class Network:
         """Where the weights are."""
         return self.parameters.backend.device
 
-    @staticmethod
-    def checked_dtype(dtype: Any) -> np.dtype[Any]:
-        """`dtype`, if models can be trained in it."""
-        try:
-            resolved = np.dtype(dtype)
-        except TypeError:
-            resolved = None
-        if resolved is None or resolved.name not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-        return resolved
+    @property
+    def precision(self) -> str:
+        """What the computation may round: that of the last fit; see :mod:`nnfast.precision`."""
+        return self.parameters.precision
 
     def build(
         self,
@@ -209,7 +203,7 @@ class Network:
         shape = (in_shape,) if isinstance(in_shape, (int, np.integer)) else tuple(in_shape or ())
         shape = tuple(positive_int(n, "each number of in_shape") for n in shape)
         built = build_chain(self.layers, shape)
-        parameters = Parameters(built, NumpyBackend(), self.checked_dtype(dtype))
+        parameters = Parameters(built, NumpyBackend(), checked_dtype(dtype))
         number = random.checked_seed(seed)
         if initialise:
             parameters.initialise(number)
@@ -239,6 +233,17 @@ class Network:
             else:
                 self._built, self._parameters, self._training_state = [], None, None
             raise
+
+    @contextmanager
+    def unchanged_on_error(self) -> Iterator[None]:
+        """If the block fails, such as for lack of memory, the model is what it was, where it was."""
+        kept = copy.deepcopy(self.training_state), self.loss, self._optimizer, self._placed
+        with self.parameters.unchanged_on_error():
+            try:
+                yield
+            except BaseException:
+                self._training_state, self.loss, self._optimizer, self._placed = kept
+                raise
 
     @property
     def last_optimizer(self) -> Any:
@@ -297,15 +302,25 @@ class Network:
             params.set_vector(before)
 
     # ---- description, files --------------------------------------------------------------------------------
-    def summary(self, batch_size: int = 32) -> Summary:
+    def summary(self, batch_size: int = 32, device: str | Backend | None = None) -> Summary:
         """Layers, shapes, parameters, and the memory of a training plan; prints as a table.
+
+        Nothing is allocated, and the weights stay where they are.
 
         Parameters
         ----------
         batch_size : int
             That the plan is made for.
+        device : str or Backend, optional
+            Where it would train: the table then has a line with all that this takes, and what is free there.
+
+        Raises
+        ------
+        DeviceUnavailable
+            If the device was named and cannot be used.
         """
-        return Summary(self.built, self.parameters, positive_int(batch_size, "batch_size"))
+        backend = None if device is None else devices.get_backend(device)
+        return Summary(self.built, self.parameters, positive_int(batch_size, "batch_size"), backend)
 
     def copy(self) -> Self:
         """An independent copy, weights and training state included."""
@@ -313,6 +328,7 @@ class Network:
         other.loss, other.extra, other._optimizer = copy.deepcopy((self.loss, self.extra, self._optimizer))
         if self.is_built:
             other.build(self.in_shape, dtype=self.dtype, initialise=False)
+            other.parameters.move(other.parameters.backend, self.dtype, self.precision)
             other.parameters.set(self.get_weights())
             if slots := self.parameters.get_slots():
                 other.parameters.set_slots(slots)

@@ -5,6 +5,8 @@ Zeroing, clipping, the optimizer, the moving average and a checkpoint are then o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -115,6 +117,8 @@ class Parameters:
         Where the arrays are.
     dtype : dtype
         Of all of them.
+    precision : str
+        What a computation with them may round; see :mod:`nnfast.precision`.
     flat, buffers : array
         All parameters, all buffers.
     slots : dict of str to array
@@ -130,6 +134,7 @@ class Parameters:
         self.buffer_size = self._place(built, "buffer", self.buffer_entries)
         self.backend = backend
         self.dtype = np.dtype(dtype)
+        self.precision = self.dtype.name
         self.flat = backend.zeros(self.size, self.dtype)
         self.buffers = backend.zeros(self.buffer_size, self.dtype)
         self.slots: dict[str, Array] = {}
@@ -163,9 +168,14 @@ class Parameters:
                 self.backend.copy(values, out=entry.view(flat))
         self.slots, self.average = {}, None
 
-    def move(self, backend: Backend, dtype: Any) -> None:
-        """Bring everything to another backend or dtype."""
+    def move(self, backend: Backend, dtype: Any, precision: str | None = None) -> None:
+        """Bring everything to another backend, dtype or precision; by default that of the dtype, if it is another."""
         dtype = np.dtype(dtype)
+        if precision is None:
+            precision = self.precision if dtype == self.dtype else dtype.name
+        if precision != self.precision:
+            self.precision = precision
+            self.flat = self.flat[:]  # plans made for another one end here
         if backend is self.backend and dtype == self.dtype:
             return
 
@@ -174,10 +184,22 @@ class Parameters:
             backend.copy(self.backend.to_numpy(array).astype(dtype), out=out)
             return out
 
-        self.flat, self.buffers = moved(self.flat), moved(self.buffers)
-        self.slots = {name: moved(array) for name, array in self.slots.items()}
-        self.average = None if self.average is None else moved(self.average)
+        # All of it, or, if the device has no room, nothing
+        flat, buffers = moved(self.flat), moved(self.buffers)
+        slots = {name: moved(array) for name, array in self.slots.items()}
+        average = None if self.average is None else moved(self.average)
+        self.flat, self.buffers, self.slots, self.average = flat, buffers, slots, average
         self.backend, self.dtype = backend, dtype
+
+    @contextmanager
+    def unchanged_on_error(self) -> Iterator[None]:
+        """If the block fails, the arrays are those from before, where they were. It may replace them, not write."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def use_slots(self, names: tuple[str, ...], average: bool) -> None:
         """Make sure that moments of these names exist, and the moving average if it is wanted.

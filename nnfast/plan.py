@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .arena import Arena, Slot
-from .backends.base import Array, Backend, Replay
+from .backends.base import Array, Backend, Feeder, Replay
+from .errors import OutOfMemoryError
 from .kernels import step_state as S
 from .layers import Activation, Dense, Layer
 from .losses import Loss
@@ -23,6 +24,9 @@ from .parameters import Built, Parameters
 from .plan_layout import PlanLayout
 
 __all__ = ["Plan", "without_link"]
+
+# Plans of more bytes than this ask first how much memory there is
+_ASKS_FIRST = 1 << 28
 
 
 def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
@@ -50,6 +54,8 @@ class _Program:
         self.x = view(layout.x, rows)
         self.target = None if layout.target is None else view(layout.target, rows)
         self.weight = None if layout.weight is None else view(layout.weight, rows)
+        self.buffers: list[Array] = [a for a in (self.x, self.target, self.weight) if a is not None]
+        self.feeder: Feeder | None = None
         self.layers: list[Layer] = []
         x = self.x
         for built, slots in zip(plan.built, layout.layers, strict=True):
@@ -71,7 +77,7 @@ class _Program:
         inner = [layer.y for layer in self.layers[:-1]] + self.gradients
         inner += [view(slot, rows) for each in layout.layers for _, slot, per_row in each.declared if slot and per_row]
         if plan.resident:
-            inner += [a for a in (self.x, self.target, self.weight, self.output) if a is not None]
+            inner += [*self.buffers, self.output]
         self.replay: Replay = plan.capture(self.train if plan.training else self.infer, inner)
 
     def _matrix(self, x: Array) -> Array:
@@ -172,6 +178,7 @@ class Plan:
         self.backend = params.backend
         self.layout = PlanLayout(built, batch, params.dtype, training=self.training, target=target, weighted=weighted)
         bk = self.backend
+        self._need_memory(optimizer)
         self._buffer = bk.zeros(self.layout.nbytes, np.uint8)
         self.grad = bk.zeros(params.size, params.dtype) if self.training else None
         if optimizer is not None:
@@ -186,14 +193,22 @@ class Plan:
         self._last: _Program | None = None  # of the last inference on the host
         self._epochs: dict[int, Replay] = {}
 
+    def _need_memory(self, optimizer: Optimizer | None) -> None:
+        """Refuse what the device can never hold: a system that gives memory on use would end the program."""
+        arrays = 0 if optimizer is None else 1 + len(optimizer.slots)
+        needed = self.layout.nbytes + arrays * self.params.size * self.params.dtype.itemsize
+        if needed > _ASKS_FIRST:
+            free, total = self.backend.memory()
+            if needed > total:
+                raise OutOfMemoryError(self.backend.device, needed, free, f"batches of {self.batch:,} rows")
+
     # ---- what programs are made of ---------------------------------------------------------------------
     def view(self, slot: Slot, rows: int | None = None) -> Array:
         return Arena.view(self._buffer, slot, rows)
 
     def sources(self, program: _Program) -> list[tuple[Array, Array]]:
         """The data set's arrays, if there is one, each with the buffer that a batch of it goes to."""
-        buffers = [b for b in (program.x, program.target, program.weight) if b is not None]
-        return list(zip(self._data, buffers, strict=True)) if self._data else []
+        return list(zip(self._data, program.buffers, strict=True)) if self._data else []
 
     @property
     def resident(self) -> bool:
@@ -202,6 +217,13 @@ class Plan:
 
     def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         """Record a step. Recording may run it: meanwhile BAD_STEP keeps it from changing any weight."""
+        if self.params.precision == "tf32":
+            plain = step
+
+            def step(bk: Backend) -> None:
+                with bk.rounding():
+                    plain(bk)
+
         before = np.array(self.backend.to_numpy(self.state))
         inert = before.copy()
         inert[[S.CURSOR, S.ROW]] = 0
@@ -250,6 +272,8 @@ class Plan:
             float64 (epochs, 3); takes the results of each epoch of :meth:`run_epochs`.
         """
         self._data, self.order, self.outputs, self.results = data, order, outputs, results
+        for program in self._programs.values():
+            del program.replay  # which knows its program: memory would wait for the garbage collector
         self._programs.clear()
         self._epochs.clear()
         self._last = None
@@ -266,28 +290,32 @@ class Plan:
         )
 
     def feed(self, x: Array, target: Array | None = None, weight: Array | None = None) -> None:
-        """Copy a batch into the plan's buffers."""
-        self._fed(x, target, weight)
-
-    def _put(self, source: Array | None, out: Array) -> None:
-        if source is None or source.shape != out.shape:  # a copy would broadcast
-            given = "nothing" if source is None else f"shape {source.shape}"
-            raise ValueError(f"a batch needs an array of shape {out.shape} here, got {given}")
-        self.backend.copy(source, out=out)
-
-    def _fed(self, x: Array, target: Array | None, weight: Array | None) -> _Program:
-        """The program of a batch, which is now in its buffers."""
+        """Bring a batch into the plan's buffers, for the step that comes next."""
         program = self._program(x.shape[0])
-        self._put(x, program.x)
-        if program.target is not None:
-            self._put(target, program.target)
-        if program.weight is not None:
-            self._put(weight, program.weight)
-        return program
+        sources = self._sources_for(program, x, target, weight)
+        if program.feeder is None:
+            program.feeder = self.backend.feeder(program.buffers)
+        program.feeder.feed(sources)
+
+    @staticmethod
+    def _sources_for(program: _Program, x: Array, target: Array | None, weight: Array | None) -> list[Array]:
+        """What of a batch the program has buffers for, with its shape checked: a copy would broadcast."""
+        given = [
+            source
+            for source, out in ((x, program.x), (target, program.target), (weight, program.weight))
+            if out is not None
+        ]
+        for source, out in zip(given, program.buffers, strict=True):
+            if source is None or source.shape != out.shape:
+                found = "nothing" if source is None else f"shape {source.shape}"
+                raise ValueError(f"a batch needs an array of shape {out.shape} here, got {found}")
+        return given
 
     def infer(self, x: Array, target: Array | None = None, weight: Array | None = None) -> Array:
         """Feed a batch, do a step, and return its output: a view that the next step overwrites."""
-        program = self._fed(x, target, weight)
+        program = self._program(x.shape[0])
+        for source, out in zip(self._sources_for(program, x, target, weight), program.buffers, strict=True):
+            self.backend.copy(source, out=out)
         program.replay.run()
         self._last = program if self.loss is None and self.backend.xp is np else None
         return program.output

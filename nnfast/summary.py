@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from .backends.base import Backend
 from .parameters import Built, Parameters
 from .plan_layout import PlanLayout
 
@@ -41,9 +42,14 @@ class Summary:
         What a training step of the batch size needs for activations and their gradients.
     weight_bytes : int
         Weights, their gradients, and two moments.
+    device : str or None
+        Where it would train.
+    working_bytes, total_bytes, free_bytes : int
+        On that device: what the backend works in, all that a training takes but for the data set, and what is free
+        now; 0 without a device.
     """
 
-    def __init__(self, built: list[Built], params: Parameters, batch_size: int) -> None:
+    def __init__(self, built: list[Built], params: Parameters, batch_size: int, backend: Backend | None = None) -> None:
         self.in_shape = built[0].in_shape
         self.batch_size = batch_size
         self.rows = [
@@ -55,6 +61,12 @@ class Summary:
         self.plan_bytes = layout.nbytes
         self.weight_bytes = 4 * params.size * params.dtype.itemsize
         self.dtype = params.dtype
+        self.device = None if backend is None else backend.device
+        self.working_bytes = self.total_bytes = self.free_bytes = 0
+        if backend is not None:
+            self.working_bytes = backend.working_bytes
+            self.total_bytes = self.weight_bytes + self.plan_bytes + self.working_bytes
+            self.free_bytes = backend.memory()[0]
 
     def __str__(self) -> str:
         head = ("layer", "", "output", "parameters")
@@ -70,6 +82,12 @@ class Summary:
             f"{self.parameters:,} parameters, {self.dtype}: {_size(self.weight_bytes)} with gradients and two moments; "
             f"a training step of {self.batch_size} rows takes {_size(self.plan_bytes)} more"
         )
+        if self.device is not None:
+            working = f", {_size(self.working_bytes)} of it to work in" if self.working_bytes else ""
+            lines.append(
+                f"on {self.device}: {_size(self.total_bytes)} in all{working}, beside the data; "
+                f"{_size(self.free_bytes)} are free"
+            )
         return "\n".join(line.rstrip() for line in lines)
 
     __repr__ = __str__

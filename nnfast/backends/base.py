@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,27 @@ class Replay:
             self._step()
 
 
+class Feeder:
+    """Brings batches of the host into arrays of a device; see :meth:`Backend.feeder`.
+
+    Attributes
+    ----------
+    outs : list of array
+        Where they go.
+    """
+
+    def __init__(self, backend: Backend, outs: Sequence[Array]) -> None:
+        self._backend, self.outs = backend, list(outs)
+
+    def feed(self, sources: Sequence[Array]) -> None:
+        """Copy each source, of the same shape, to its place, for what the device is asked for next.
+
+        The sources may be changed as soon as it returns.
+        """
+        for source, out in zip(sources, self.outs, strict=True):
+            self._backend.copy(source, out=out)
+
+
 class Backend(ABC):
     """Arrays and operations of one device.
 
@@ -48,7 +70,11 @@ class Backend(ABC):
         The device string, such as ``"cuda:1"``.
     fused : bool
         Whether fused kernels are used; ``False`` forces the composed defaults.
+    working_bytes : int
+        Memory that the backend itself takes for a training, about.
     """
+
+    working_bytes = 0
 
     name: str
     device: str
@@ -67,7 +93,13 @@ class Backend(ABC):
 
     @abstractmethod
     def empty(self, shape: Any, dtype: Any) -> Array:
-        """A new array, not initialised, aligned to 64 bytes."""
+        """A new array, not initialised, aligned to 64 bytes.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the device has less memory; so do all methods that allocate.
+        """
 
     @abstractmethod
     def zeros(self, shape: Any, dtype: Any) -> Array:
@@ -85,6 +117,10 @@ class Backend(ABC):
     def copy(self, src: Array, *, out: Array) -> None:
         """``out[...] = src``; `src` may also be a NumPy array, of another dtype."""
 
+    def feeder(self, outs: Sequence[Array]) -> Feeder:
+        """What brings one batch after the other into the same arrays, where it can while the device computes."""
+        return Feeder(self, outs)
+
     @abstractmethod
     def fill(self, x: Array, value: float) -> None:
         """``x[...] = value``."""
@@ -96,6 +132,9 @@ class Backend(ABC):
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device's memory."""
 
+    def release(self) -> None:  # noqa: B027 - NumPy's memory goes back by itself
+        """Give memory that is not used back to the system; called when a training has ended."""
+
     def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
         """Record the calls that ``step(backend)`` makes, for replaying them.
 
@@ -106,6 +145,10 @@ class Backend(ABC):
         is wrapped in :meth:`python`.
         """
         return Replay(lambda: step(self))
+
+    def rounding(self) -> AbstractContextManager[None]:
+        """Within it, float32 products may round their factors to 10 bits of mantissa, where that is faster."""
+        return nullcontext()
 
     def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
         """One replay that runs each of `parts` so many times, in order: the steps of an epoch, and its end.

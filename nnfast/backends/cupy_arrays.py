@@ -7,14 +7,19 @@ and read the step state on the host where they branch on it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceUnavailable
+from ..errors import DeviceUnavailable, OutOfMemoryError
 from .array_backend import ArrayBackend
-from .base import Array
+from .base import Array, Feeder
+from .cupy_feed import CudaFeeder
 
+# Bytes that the pool may keep for the next training
+_HELD_BACK = 64 << 20
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
@@ -124,10 +129,29 @@ class CupyArrays(ArrayBackend):
         return self._cupy
 
     def empty(self, shape: Any, dtype: Any) -> Array:
-        return self._cupy.empty(shape, dtype)  # the pool aligns to 512 bytes
+        return self._allocated(lambda: self._cupy.empty(shape, dtype))  # the pool aligns to 512 bytes
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
-        return self._cupy.zeros(shape, dtype)
+        return self._allocated(lambda: self._cupy.zeros(shape, dtype))
+
+    def _allocated(self, make: Callable[[], Array]) -> Array:
+        """What `make` allocates; where there is no memory, once more without what the pool holds back."""
+        try:
+            return make()
+        except self._cupy.cuda.memory.OutOfMemoryError:
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            return make()
+
+    def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
+        """CuPy's error as ours, after everything that can be freed was."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        found = re.search(r"allocating ([\d,]+) bytes", str(error))
+        return OutOfMemoryError(self.device, int(found[1].replace(",", "")) if found else 0, self.memory()[0])
+
+    def release(self) -> None:
+        pool = self._cupy.get_default_memory_pool()
+        if pool.free_bytes() >= _HELD_BACK:  # to give it back waits for the device
+            pool.free_all_blocks()
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """`x` as a C-contiguous CuPy array on this device.
@@ -149,11 +173,12 @@ class CupyArrays(ArrayBackend):
             else:
                 host = np.asarray(x, dtype=dtype)
                 native = host.dtype.newbyteorder("=")
-                return cupy.asarray(np.ascontiguousarray(host, dtype=native).reshape(host.shape))
+                host = np.ascontiguousarray(host, dtype=native).reshape(host.shape)
+                return self._allocated(lambda: cupy.asarray(host))
         if x.device.id != self._index:
             # A copy between devices, made by this one
-            x = cupy.asarray(x, dtype=dtype, order="C")
-        return cupy.ascontiguousarray(x, dtype=dtype).reshape(x.shape)
+            x = self._allocated(lambda: cupy.asarray(x, dtype=dtype, order="C"))
+        return self._allocated(lambda: cupy.ascontiguousarray(x, dtype=dtype)).reshape(x.shape)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.get() if isinstance(x, self._array_type) else np.asarray(x)
@@ -171,6 +196,9 @@ class CupyArrays(ArrayBackend):
             out.set(np.ascontiguousarray(src, dtype=out.dtype).reshape(out.shape))
         else:
             out[...] = self._cupy.asarray(np.ascontiguousarray(src, dtype=out.dtype)).reshape(out.shape)
+
+    def feeder(self, outs: Sequence[Array]) -> Feeder:
+        return CudaFeeder(self, outs)
 
     def synchronize(self) -> None:
         self._device.synchronize()

@@ -29,10 +29,13 @@ _Class = TypeVar("_Class", bound=type)
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
-        if self._cupy.cuda.runtime.getDevice() == self._index:
-            return method(self, *args, **kwargs)
-        with self._cupy.cuda.Device(self._index):
-            return method(self, *args, **kwargs)
+        try:
+            if self._cupy.cuda.runtime.getDevice() == self._index:
+                return method(self, *args, **kwargs)
+            with self._cupy.cuda.Device(self._index):
+                return method(self, *args, **kwargs)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise self.out_of_memory(error) from None
 
     return call
 
@@ -53,7 +56,7 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
 def _contract(cls: _Class) -> _Class:
     """Wrap the contract's methods: each runs on its backend's device, kernels with their fallback."""
     for name, declared in vars(Backend).items():
-        if name.startswith("_") or not callable(declared) or name in ("capture", "chain", "python"):
+        if name.startswith("_") or not callable(declared) or name in ("capture", "chain", "python", "rounding"):
             continue
         method = getattr(cls, name)
         if any(name in vars(part) for part in (CudaLayers, CudaSteps)):
@@ -113,7 +116,7 @@ class CupyBackend(CudaGraphs, CudaLayers, CudaSteps, CudaProducts):
         key = (threading.get_ident(), self._cupy.cuda.get_current_stream().ptr, use)
         held = self._work.setdefault(key, [])
         if not held or held[-1].size < count:
-            held.append(self._cupy.zeros(max(count, 1024), dtype))
+            held.append(self.zeros(max(count, 1024), dtype))
         return held[-1]
 
     def _sync(self) -> Array:

@@ -59,6 +59,7 @@ class _Recording(threading.local):
     """What this thread is doing, and why its step cannot be a graph."""
 
     capturing = False
+    rounding = False
     refused: str | None = None
 
 

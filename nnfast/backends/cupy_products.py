@@ -7,6 +7,8 @@ remembered on disk. What falls back to CuPy computes the same, but cannot be par
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..kernels.cuda.algorithms import Algorithms
@@ -37,6 +39,8 @@ EPILOGUES = {"identity": BIAS, "relu": RELU_BIAS, "gelu_tanh": GELU_BIAS}
 _WORKSPACE = 32 << 20
 # Runs of each candidate that are timed
 _RUNS = 3
+# cublasMath_t
+_DEFAULT_MATH, _TF32_MATH = 0, 3
 _DTYPES = {"f": "float32", "d": "float64"}
 
 _Addresses = tuple[int, int, int, int, int, int]  # A, B, C, bias, workspace, stream
@@ -45,6 +49,7 @@ _Addresses = tuple[int, int, int, int, int, int]  # A, B, C, bias, workspace, st
 class CudaProducts(CupyArrays):
     """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
 
+    working_bytes = _WORKSPACE
     _scratch: Any
     _refuse: Any
     _recording: Any
@@ -69,12 +74,26 @@ class CudaProducts(CupyArrays):
         gpu = f"{properties['name'].decode()} {properties['major']}.{properties['minor']}"
         return Algorithms(gpu, library.version)
 
+    @contextmanager
+    def rounding(self) -> Iterator[None]:
+        before, self._recording.rounding = self._recording.rounding, True
+        try:
+            yield
+        finally:
+            self._recording.rounding = before
+
     def gemm(
         self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
     ) -> None:
         if not self._product(a, b, out, trans_a, trans_b, beta):
             self._refuse("a matrix product that cuBLASLt does not do")
-            super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+            handle = self._cupy.cuda.device.get_cublas_handle()
+            before = self._cublas.getMathMode(handle)
+            self._cublas.setMathMode(handle, _TF32_MATH if self._recording.rounding else _DEFAULT_MATH)
+            try:
+                super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+            finally:
+                self._cublas.setMathMode(handle, before)
 
     def _product(
         self,
@@ -100,7 +119,8 @@ class CudaProducts(CupyArrays):
             return False
         aligned = (alignment(a.data.ptr), alignment(b.data.ptr), alignment(out.data.ptr))
         dtype = _DTYPES[kind]
-        problem = Problem(m, n, k, dtype, dtype, trans_a, trans_b, epilogue, beta == 1.0, aligned)
+        compute = "tf32" if kind == "f" and self._recording.rounding else dtype
+        problem = Problem(m, n, k, dtype, compute, trans_a, trans_b, epilogue, beta == 1.0, aligned)
         stream = self._cupy.cuda.get_current_stream().ptr
         workspace = self._scratch("cublaslt", _WORKSPACE, "uint8").data.ptr
         addresses = (a.data.ptr, b.data.ptr, out.data.ptr, 0 if bias is None else bias.data.ptr, workspace, stream)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from ..errors import OutOfMemoryError
 from ..kernels import memory
 from .array_backend import ArrayBackend
 from .base import Array, Backend, Replay
@@ -24,10 +26,18 @@ class NumpyBackend(ArrayBackend):
         return np
 
     def empty(self, shape: Any, dtype: Any) -> Array:
-        return memory.empty(shape, dtype)
+        return self._allocated(memory.empty, shape, dtype)
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
-        return memory.zeros(shape, dtype)
+        return self._allocated(memory.zeros, shape, dtype)
+
+    def _allocated(self, make: Callable[[Any, Any], np.ndarray], shape: Any, dtype: Any) -> Array:
+        try:
+            return make(shape, dtype)
+        except MemoryError:
+            shape = (shape,) if isinstance(shape, int) else shape
+            needed = prod(shape) * np.dtype(dtype).itemsize
+            raise OutOfMemoryError(self.device, needed, self.memory()[0]) from None
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         return np.asarray(x, dtype=dtype, order="C")

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 @click.option("--val-split", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE", help="Rows held back.")
 @click.option("--patience", type=click.IntRange(0), metavar="N", help="Stop after N epochs without progress; 0: never.")
 @device_option
-@click.option("--dtype", default="float32", show_default=True, metavar="NAME", help="Of weights and computation.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Of weights and computation; tf32 rounds in products on a GPU.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For weights, split and shuffle.")
 @click.option("--out", metavar="FILE", help="Model file; default: NAME.safetensors in this folder.")
 @click.option("--plot", metavar="FILE", help="Picture of the curves; default: NAME.png in this folder.")
@@ -61,7 +67,7 @@ def run(
     layers: str | None,
     loss: str | None,
     device: str | None,
-    dtype: str,
+    precision: str,
     seed: int,
     out: str | None,
     plot: str | None,
@@ -97,7 +103,7 @@ def run(
         loss_name,
         val_split=recipe.val_split,
         seed=seed,
-        dtype=np.float64 if dtype == "float64" else np.float32,
+        dtype=np.float64 if precision == "float64" else np.float32,
         categorical=categorical,
     )
     model = _build(recipe, ready.x.shape[1:], ready.outputs)
@@ -117,7 +123,7 @@ def run(
                 f"{loss_name}, {recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
                 f"{recipe.epochs} epochs, batches of {recipe.batch_size}",
             ],
-            ["device", f"{used} ({why}), {dtype}"],
+            ["device", f"{used} ({why}), {precision}"],
         ]
     )
     began = time.perf_counter()
@@ -129,7 +135,7 @@ def run(
         epochs=recipe.epochs,
         batch_size=min(recipe.batch_size, len(ready.x)),
         device=used,
-        dtype=dtype,
+        precision=precision,
         validation_data=ready.validation,
         metrics=("accuracy",) if classes else (),
         callbacks=[EarlyStopping("val_loss", recipe.patience)] if recipe.patience and ready.validation else [],
@@ -163,7 +169,7 @@ def run(
         "rows": rows,
         "device": used,
         "device_reason": why,
-        "dtype": dtype,
+        "precision": precision,
         "seed": seed,
         "loss": loss_name,
         "recipe": {**vars(recipe)},

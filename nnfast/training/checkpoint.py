@@ -22,6 +22,7 @@ from ..files import replacing
 from ..layers.base import Layer
 from ..network import Network, TrainingState
 from ..parameters import Built, build_chain, layer_names
+from ..precision import resolve
 
 __all__ = ["load", "save"]
 
@@ -63,6 +64,7 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
         ],
         "in_shape": list(model.in_shape),
         "dtype": str(params.dtype),
+        "precision": params.precision,
         "loss": None if model.loss is None else {"name": losses.name_of(model.loss), "config": model.loss.config()},
         "training": {
             **state.config(),
@@ -141,10 +143,11 @@ def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, 
             model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
         training = header["training"]
         in_shape = tuple(header["in_shape"])
-        dtype = model.checked_dtype(header["dtype"])
+        precision, dtype = resolve(header.get("precision"), header["dtype"])
         # Before anything is allocated: a file may claim layers of any size
         _check(build_chain(chain, in_shape), dtype, training, tensors, path)
         model.build(in_shape, dtype=dtype, initialise=False)
+        model.parameters.move(model.parameters.backend, dtype, precision)
         model.parameters.set({name: array for name, array in tensors.items() if ":" not in name})
         if slots := {name: array for name, array in tensors.items() if ":" in name}:
             model.parameters.set_slots(slots)

@@ -40,6 +40,8 @@ class Engine:
         Whether batches come with sample weights.
     lr_steps : int
         Steps whose learning rates are made ready at a time, at most.
+    precision : str, optional
+        See :mod:`nnfast.precision`; by default that of the dtype.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Engine:
         target: tuple[tuple[int, ...], Any],
         weighted: bool,
         lr_steps: int = 1024,
+        precision: str | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.backend = model, loss, optimizer, backend
         config, self.schedule = optimizer.config(), optimizer.schedule()  # may fail: nothing has changed yet
         params = model.parameters
-        params.move(backend, dtype)
+        params.move(backend, dtype, precision)
         model.remember(loss, optimizer)
         self.progress = progress = model.training_state
         if progress.optimizer is None or progress.optimizer["name"] != type(optimizer).__name__:

@@ -56,16 +56,18 @@ def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarr
 
 
 def _in_chunks(
-    plan: Plan, x: Array, target: Array | None, weight: Array | None, batch: int, result: np.ndarray | None
+    plan: Plan, x: Array, target: Array | None, weight: Array | None, batch: int, result: Array | None
 ) -> None:
-    """Run all rows, chunk by chunk, and keep the outputs in `result`."""
+    """Run all rows, chunk by chunk, and keep the outputs in `result`, on the host or the device."""
     if _gathered(plan, [a for a in (x, target, weight) if a is not None], batch, result):
         return
     for start in range(0, len(x), batch):
         part = slice(start, min(start + batch, len(x)))
         output = plan.infer(x[part], None if target is None else target[part], None if weight is None else weight[part])
-        if result is not None:
+        if isinstance(result, np.ndarray):
             result[part] = plan.backend.to_numpy(output)
+        elif result is not None:
+            plan.backend.copy(output, out=result[part])
 
 
 def forward(
@@ -77,15 +79,16 @@ def forward(
     weight: Array | None = None,
     batch_size: int | None = None,
     outputs: bool = True,
-) -> tuple[np.ndarray | None, float]:
+    on_device: bool = False,
+) -> tuple[Array | None, float]:
     """Outputs and mean loss of all rows, on the device that the weights are on.
 
     With a `loss`, outputs are those that the loss starts from (logits).
 
     Returns
     -------
-    outputs : ndarray or None
-        (n, *out_shape), on the host.
+    outputs : array or None
+        (n, *out_shape), on the host, or `on_device`.
     loss : float
         NaN where there is none.
     """
@@ -93,8 +96,9 @@ def forward(
     built = without_link(model.built, loss)
     batch = chunk_rows(model, rows, batch_size)
     result = None
-    if outputs and not 0 < rows <= batch:
-        result = np.empty((rows, *built[-1].out_shape), parameters.dtype)
+    if outputs and (on_device or not 0 < rows <= batch):
+        empty = parameters.backend.empty if on_device else np.empty
+        result = empty((rows, *built[-1].out_shape), parameters.dtype)
     if rows == 0:
         return result, float("nan")
     spec = None if target is None else (target.shape[1:], np.dtype(str(target.dtype)))
@@ -108,7 +112,9 @@ def forward(
             _in_chunks(plan, x, target, weight, batch, result)
         else:
             output = plan.infer(x, target, weight)
-            if outputs:
+            if on_device and outputs:
+                bk.copy(output, out=result)
+            elif outputs:
                 result = np.array(bk.to_numpy(output))
         if loss is None:
             return result, float("nan")

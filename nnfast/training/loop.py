@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def fit(
     batch_size: int,
     backend: Backend,
     dtype: Any,
+    precision: str,
     validation_data: Any,
     validation_split: float,
     shuffle: bool,
@@ -69,7 +71,8 @@ def fit(
     metric_list = [metrics_module.get(metric) for metric in metrics]
     if class_weight is not None and not loss.classification:
         raise ValueError(f"class_weight needs a loss of classes; the targets of {type(loss).__name__} are none")
-    with model.unbuilt_on_error():
+    with ExitStack() as stack:
+        stack.enter_context(model.unbuilt_on_error())
         if y is None and data.is_batches(x):
             if validation_split:
                 raise ValueError("validation_split needs arrays; give validation_data beside an iterable of batches")
@@ -106,6 +109,7 @@ def fit(
                 raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
             held_x, held_y, held_weight = (*validation_data, None)[:3]
             validation = Validation(model, held_x, held_y, held_weight, loss, metric_list, dtype)
+        stack.enter_context(model.unchanged_on_error())
         engine = Engine(
             model,
             loss,
@@ -116,9 +120,14 @@ def fit(
             target=source.target,
             weighted=source.weighted,
             lr_steps=_rates_at_once(source.steps, epochs),
+            precision=precision,
         )
         source.attach(engine, bool(metric_list))
-    return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
+    try:
+        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
+    finally:
+        del engine, source, validation  # and what they hold on the device
+        backend.release()
 
 
 def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any, dtype: Any) -> tuple[Any, np.ndarray]:

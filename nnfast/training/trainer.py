@@ -11,6 +11,7 @@ from ..backends.base import Backend
 from ..kernels import step_state as S
 from ..layers.base import positive_int
 from ..network import Network
+from ..precision import resolve
 from . import data
 from .engine import Engine
 
@@ -34,8 +35,10 @@ class Trainer:
         Largest number of rows of a step; by default that of the first batch.
     steps_per_epoch, total_steps : int, optional
         For schedules of the learning rate that are measured in epochs, or by the end of training.
-    dtype : {"float32", "float64"}
-        Of the weights and the computation.
+    dtype : {"float32", "float64"}, optional
+        Of the weights and the computation; by default that of `precision`.
+    precision : {"float32", "tf32", "float64"}, optional
+        What the computation may round; by default that of `dtype`, or float32.
     seed : int, optional
         For initial weights and dropout masks.
 
@@ -56,7 +59,8 @@ class Trainer:
         batch_size: int | None = None,
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
-        dtype: Any = "float32",
+        dtype: Any = None,
+        precision: str | None = None,
         seed: int | None = None,
     ) -> None:
         self.model = model
@@ -64,7 +68,7 @@ class Trainer:
         self.optimizer = optimizers.get(optimizer)
         self.backend = devices.get_backend(device)
         self.batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
-        self.dtype = model.checked_dtype(dtype)
+        self.precision, self.dtype = resolve(precision, dtype)
         self._seed = seed
         self._lengths = (steps_per_epoch, total_steps)
         self._engine: Engine | None = None
@@ -79,6 +83,7 @@ class Trainer:
             self.batch_size or len(x),
             target=(target.shape[1:], target.dtype),
             weighted=weighted,
+            precision=self.precision,
         )
         engine.bind(*self._lengths)
         engine.set(S.ROW, 0.0)

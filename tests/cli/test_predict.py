@@ -107,7 +107,7 @@ class TestRegression:
         x = np.random.default_rng(0).uniform(-1, 1, (400, 2))
         y = 1000 + 50 * x[:, 0] - 20 * x[:, 1]
         np.save(tmp_path / "line.npy", np.c_[x, y])
-        cli("train", "line.npy", "--target", 2, "--out", "line.safetensors", "--dtype", "float64", "--quiet")
+        cli("train", "line.npy", "--target", 2, "--out", "line.safetensors", "--precision", "float64", "--quiet")
         return np.c_[x, y]
 
     @pytest.mark.parametrize("ending", ["csv", "npy", "parquet"])

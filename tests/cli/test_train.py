@@ -67,7 +67,7 @@ class TestOutput:
     def test_json(self, cli):
         result = cli.json("train", "spiral", "--epochs", 3, "--no-save", "--optimizer", "lion", "--dropout", 0.1)
         assert result["command"] == "train"
-        assert (result["device"], result["device_reason"], result["dtype"]) == ("numpy", "asked for", "float32")
+        assert (result["device"], result["device_reason"], result["precision"]) == ("numpy", "asked for", "float32")
         assert result["epochs"] == 3
         assert {name: len(curve) for name, curve in result["history"].items()} == dict.fromkeys(
             ["loss", "accuracy", "val_loss", "val_accuracy", "lr"], 3
@@ -220,7 +220,7 @@ class TestRefusals:
             (["xor", "--loss", "sadness"], "unknown loss 'sadness'"),
             (["xor", "--loss", "mean_squared_error"], "'mean_squared_error' is not for classification"),
             (["digits", "--loss", "hinge"], "'hinge' is for two classes, the target has 10"),
-            (["xor", "--dtype", "float8"], "float8"),
+            (["xor", "--precision", "float8"], "float8"),
             (["xor", "--val-split", "0.1"], "--val-split 0.1 of 4 rows leaves 4 to train on and 0"),
             (["xor", "--target", "y"], "its own target"),
             (["xor", "--categorical", "a"], "tables with named columns"),

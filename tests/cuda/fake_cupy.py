@@ -60,6 +60,50 @@ class Memory:
         return all((guard == _PATTERN).all() for guard in self._guards)
 
 
+def tf32(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to ten bits of mantissa."""
+    bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~np.uint64(0x1FFF)
+    return bits.astype(np.uint32).view(np.float32)
+
+
+class FakeOutOfMemoryError(MemoryError):
+    """``cupy.cuda.memory.OutOfMemoryError``."""
+
+
+class FakePool:
+    """``cupy.cuda.MemoryPool``: keeps what is given back until all of that is freed.
+
+    Attributes
+    ----------
+    limit : int
+        Bytes of the device.
+    held, used : int
+        Bytes that it took from the device, and those of them that are in use.
+    """
+
+    def __init__(self) -> None:
+        self.limit, self.held, self.used = 4 << 30, 0, 0
+
+    def take(self, nbytes: int) -> None:
+        more = max(0, self.used + nbytes - self.held)
+        if self.held + more > self.limit:
+            raise FakeOutOfMemoryError(
+                f"Out of memory allocating {nbytes:,} bytes (allocated so far: {self.used:,} bytes)."
+            )
+        self.held += more
+        self.used += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        self.used -= nbytes
+
+    def free_bytes(self) -> int:
+        return self.held - self.used
+
+    def free_all_blocks(self) -> None:
+        self.held = self.used
+
+
 def _unwrap(value: Any) -> Any:
     if isinstance(value, FakeArray):
         return value.host
@@ -174,7 +218,16 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
             raise TypeError("set() takes a NumPy array of the same shape and dtype")
         self.cupy.streams.forbid("a copy from the host")
         self.cupy.counts.uploads += 1
-        self.host[...] = array
+
+        def upload() -> None:
+            self.host[...] = array
+
+        if stream is None or stream is self.cupy.streams.current:
+            upload()
+            return
+        if not any(np.may_share_memory(array, locked) for locked in self.cupy.locked):
+            raise RuntimeError("a copy beside the computation needs page-locked memory")
+        stream.later(upload)
 
     def item(self) -> Any:
         return self.get().item()
@@ -329,35 +382,53 @@ class FakeCupy:
             setattr(self, name, _Ufunc(self, getattr(np, name)))
         for name in _FUNCTIONS:
             setattr(self, name, self._function(getattr(np, name)))
+        self.math_mode = 0
+        self.locked: list[np.ndarray] = []
+        self.pool = FakePool()
         self.cuda = SimpleNamespace(
+            memory=SimpleNamespace(OutOfMemoryError=FakeOutOfMemoryError),
             Device=lambda index=None: FakeDevice(self, self.current_device if index is None else index),
             runtime=SimpleNamespace(
                 getDevice=lambda: self.current_device,
                 getDeviceCount=lambda: devices,
-                memGetInfo=lambda: (3 << 30, 4 << 30),
+                memGetInfo=lambda: (self.pool.limit - self.pool.held, self.pool.limit),
                 getDeviceProperties=lambda index: {"name": b"Emulated GPU", "major": 9, "minor": 0},
                 CUDARuntimeError=FakeError,
             ),
             get_current_stream=lambda: self.streams.current,
             Stream=self.streams.new,
-            Event=lambda: FakeEvent(self.streams),
+            Event=lambda disable_timing=False: FakeEvent(self.streams),
+            alloc_pinned_memory=self._locked,
             get_elapsed_time=lambda start, end: end.time - start.time,
-            cublas=SimpleNamespace(sgemm=self._gemm(np.float32), dgemm=self._gemm(np.float64)),
+            cublas=SimpleNamespace(
+                sgemm=self._gemm(np.float32),
+                dgemm=self._gemm(np.float64),
+                getMathMode=lambda handle: self.math_mode,
+                setMathMode=lambda handle, mode: setattr(self, "math_mode", mode),
+            ),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
         )
 
     def RawModule(self, **kwargs: Any) -> FakeModule:
         return FakeModule(self, **kwargs)
 
+    def _locked(self, nbytes: int) -> np.ndarray:
+        """``alloc_pinned_memory``: at least as many bytes."""
+        self.locked.append(np.zeros(nbytes + 16, np.uint8))
+        return self.locked[-1]
+
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 1 << 20)
+        return self.pool
 
     # ---- arrays ---------------------------------------------------------------------------------
     def empty(self, shape: Any, dtype: Any = np.float64) -> FakeArray:
         dtype = np.dtype(dtype)
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
         self.streams.forbid("an allocation")
-        memory = Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.pool.take(nbytes)
+        memory = Memory(nbytes)
+        weakref.finalize(memory, self.pool.give_back, nbytes)
         self.counts.allocations += 1
         return FakeArray(self, memory.bytes.view(dtype).reshape(shape), memory, self.current_device)
 
@@ -439,6 +510,8 @@ class FakeCupy:
             self.counts.kernels.append("gemm")
             A = stored(a, k, m, lda).T if trans_a else stored(a, m, k, lda)
             B = stored(b, n, k, ldb).T if trans_b else stored(b, k, n, ldb)
+            if dtype is np.float32 and self.math_mode == 3:  # CUBLAS_TF32_TENSOR_OP_MATH
+                A, B = tf32(A), tf32(B)
             C = stored(c, m, n, ldc)
             scale_a, scale_c = (ctype.from_address(at).value for at in (alpha, beta))
             product = dtype(scale_a) * (A @ B)

@@ -28,6 +28,7 @@ class FakeGraph:
 
     def launch(self, stream: Any = None) -> None:
         self.streams.forbid("a graph")
+        self.streams.launched.append(self.streams.current.ptr)
         self.streams.cupy.counts.graphs += 1
         for each in self.work:
             each()
@@ -38,6 +39,8 @@ class FakeStream:
 
     def __init__(self, streams: Streams, ptr: int) -> None:
         self.streams, self.ptr = streams, ptr
+        self.pending: list[Callable[[], None]] = []
+        self.done = 0
         self._former: list[FakeStream] = []
 
     def __enter__(self) -> FakeStream:
@@ -51,6 +54,22 @@ class FakeStream:
     def synchronize(self) -> None:
         self.streams.forbid("a wait")
         self.streams.cupy.counts.syncs += 1
+        self.catch_up(self.done + len(self.pending))
+
+    def later(self, work: Callable[[], None]) -> None:
+        """A copy beside the computation: as late as may be, when somebody waits for it."""
+        self.pending.append(work)
+
+    def catch_up(self, number: int) -> None:
+        """Do what is pending, up to the copy of that number since the beginning."""
+        while self.pending and self.done < number:
+            self.pending.pop(0)()
+            self.done += 1
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.streams.forbid("a wait for another stream")
+        self.streams.waits.append((self.ptr, event))
+        event.reach()
 
     def begin_capture(self, mode: Any = None) -> None:
         if not self.ptr:
@@ -78,6 +97,8 @@ class Streams:
         What was launched since a capture began.
     refuse_capture : bool
         Let every capture fail.
+    waits : list
+        Pairs of a stream's number and an event that it was told to wait for.
     """
 
     def __init__(self, cupy: Any) -> None:
@@ -86,12 +107,15 @@ class Streams:
         self.current = self.new()
         self.captured: list[Callable[[], None]] | None = None
         self.refuse_capture = False
+        self.launched: list[int] = []  # the streams of all that was launched
+        self.waits: list[tuple[int, FakeEvent]] = []  # the stream, and what it waited for
 
     def new(self, null: bool = False, non_blocking: bool = False) -> FakeStream:
         return FakeStream(self, next(self._numbers))
 
     def do(self, work: Callable[[], None]) -> None:
         """Launch work: now, or with the graph."""
+        self.launched.append(self.current.ptr)
         if self.captured is None:
             work()
         else:
@@ -108,10 +132,21 @@ class FakeEvent:
 
     def __init__(self, streams: Streams) -> None:
         self.streams, self.time = streams, 0.0
+        self.stream: FakeStream | None = None
+        self.number = 0
 
-    def record(self, stream: Any = None) -> None:
+    def record(self, stream: FakeStream | None = None) -> None:
+        self.stream = stream or self.streams.current
+        self.number = self.stream.done + len(self.stream.pending)
         self.time = float(self.streams.cupy.counts.launches)
+
+    def reach(self) -> None:
+        """Let its stream come as far as it."""
+        if self.stream is not None:
+            self.stream.catch_up(self.number)
 
     def synchronize(self) -> None:
         self.streams.forbid("a wait")
-        self.streams.cupy.counts.syncs += 1
+        if self.stream is not None and self.stream.done < self.number:
+            self.streams.cupy.counts.syncs += 1  # to wait for what is done already costs nothing
+        self.reach()

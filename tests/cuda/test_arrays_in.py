@@ -8,6 +8,7 @@ import pytest
 import nnfast as nf
 
 from .emulator import emulated_backend
+from .fake_cupy import FakeArray
 
 
 def _model() -> nf.Sequential:
@@ -59,3 +60,46 @@ def test_nan_on_the_device_is_found(problem: tuple[np.ndarray, np.ndarray]) -> N
     backend = emulated_backend()
     with pytest.raises(ValueError, match="NaN or infinity"):
         _model().fit(backend.asarray(X), y, loss="cross_entropy", device=backend, verbose=0)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_outputs_stay_on_the_device(problem: tuple[np.ndarray, np.ndarray], batch_size: int | None) -> None:
+    X, _ = problem
+    backend = emulated_backend()
+    model = _model().build(4, seed=0)
+    expected = model.predict(X, device=backend)
+    inputs = backend.asarray(X)
+    model.predict(inputs, batch_size=batch_size)
+    backend.counts.reset()
+    outputs = model.predict(inputs, batch_size=batch_size, on_device=True)
+    assert isinstance(outputs, FakeArray)
+    assert backend.counts.uploads == 0
+    kept = backend.to_numpy(outputs)
+    np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-6)
+    model.predict(inputs[::-1].copy(), batch_size=batch_size, on_device=True)
+    np.testing.assert_array_equal(backend.to_numpy(outputs), kept)  # they are the caller's
+    assert model.predict(inputs[:0], on_device=True).shape == (0, 3)
+
+
+def test_outputs_of_a_cpu_are_numpy_arrays(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    X, _ = problem
+    model = _model().build(4, seed=0)
+    outputs = model.predict(X, device="numpy", on_device=True)
+    assert isinstance(outputs, np.ndarray)
+    np.testing.assert_array_equal(outputs, model.predict(X))
+
+
+def test_work_goes_to_the_current_stream(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    """A product and a kernel are launched on the stream that is current, not on one of the backend's own."""
+    backend = emulated_backend()
+    X, y = problem
+    model = _model()
+    model.fit(X, y, loss="cross_entropy", batch_size=21, device=backend, verbose=0)
+    own = backend._cupy.cuda.Stream(non_blocking=True)
+    model.predict(X)  # records
+    backend._cupy.streams.launched.clear()
+    with own:
+        backend.linear_act(*(backend.asarray(a) for a in (X, np.ones((4, 2), "f4"), np.ones(2, "f4"))), "relu",
+                           out=backend.empty((21, 2), np.float32))  # fmt: skip
+        model.predict(X)
+    assert set(backend._cupy.streams.launched) == {own.ptr}
