@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..devices import available_devices
 from ..errors import DeviceUnavailable
-from .contenders import DEVICES, PEERS, Entry
+from .contenders import DEVICES, ENTRIES, PEERS, Entry
 from .workloads import PRESETS, WORKLOADS, Workload, find
 
 __all__ = ["contenders", "workloads"]
@@ -45,7 +45,8 @@ def contenders(devices: Sequence[str] | None, peers: Sequence[str] | None, say: 
     Parameters
     ----------
     devices, peers : sequence of str, optional
-        By default all that are here; an empty one chooses none. What is named must be here.
+        By default all that are here, of the peers those on a GPU if no device but cuda was named, else those on the
+        CPU; an empty one chooses none. What is named must be here.
     say : callable
         Told what is left out, and why.
 
@@ -65,7 +66,15 @@ def contenders(devices: Sequence[str] | None, peers: Sequence[str] | None, say: 
             raise DeviceUnavailable(f"device {device!r} cannot be used: {reason}")
         else:
             say(f"without device {device}: {reason}")
-    for peer in _known("peer", peers, PEERS):
+    # Beside a GPU alone, the peers on the GPU; else those on the CPU
+    gpu = bool(chosen) and all(ENTRIES[name].gpu for name in chosen)
+    if peers is None:
+        wanted = [name for name, entry in PEERS.items() if entry.gpu == gpu]
+    else:
+        wanted = _known("peer", peers, PEERS)
+    for peer in wanted:
+        if PEERS[peer].gpu and (reason := reasons.get("cuda")) is not None:
+            raise DeviceUnavailable(f"peer {peer!r} cannot be used: {reason}")
         if (reason := PEERS[peer].missing()) is None:
             chosen.append(PEERS[peer].name)
         elif peers is not None:

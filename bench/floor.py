@@ -12,7 +12,7 @@ from .contenders.plain_numpy import PlainNumpy
 from .process import peak_memory
 from .workloads import Workload, initial_weights, make_data, prediction_rows
 
-__all__ = ["FloorSession", "flops", "products"]
+__all__ = ["FloorSession", "flops", "products", "traffic"]
 
 PEAK_SIZE = 2048  # of the square product that the peak is measured with
 PEAK_PRODUCTS = 3
@@ -43,6 +43,23 @@ def steps_of(workload: Workload) -> list[int]:
     return [workload.batch] * full + [rest] * bool(rest)
 
 
+def traffic(workload: Workload, rows: int) -> float:
+    """Bytes that a step on so many rows must read and write at least, where no product is merged with another.
+
+    The batch is gathered; each layer reads its input and writes its output; its weight's gradient reads both the input
+    and the output's gradient; the input's gradient is made from the latter; the loss reads and writes logits. Biases,
+    activations, and everything of the weights' size are left out.
+    """
+    numbers = 2 * workload.sizes[0]
+    for layer, (inputs, outputs) in enumerate(workload.layers):
+        numbers += inputs + outputs
+        if not workload.predict:
+            numbers += inputs + outputs + (inputs + outputs if layer else 0)
+    if not workload.predict:
+        numbers += 2 * workload.sizes[-1]
+    return float(numbers * rows * np.dtype(workload.dtype).itemsize)
+
+
 def flops(workload: Workload) -> float:
     """Floating-point operations of a step's products, on average over an epoch."""
     steps = steps_of(workload)
@@ -60,7 +77,8 @@ class FloorSession:
         """The plain NumPy network's predictions, or its losses in the first steps without dropout."""
         work = self.workload
         X, y = make_data(work)
-        network = PlainNumpy(work.without_chance(), initial_weights(work), X, y, self.threads)
+        checked = work.without_chance()
+        network = PlainNumpy(checked, initial_weights(work), X[: checked.rows], y[: checked.rows], self.threads)
         if work.predict:
             return network.predict(prediction_rows(work)).copy()
         return np.array(network.losses(steps))
@@ -104,6 +122,10 @@ class FloorSession:
             np.matmul(x, w, out=out)
             best = min(best, time.perf_counter() - began)
         return 2 * PEAK_SIZE**3 / best
+
+    def bandwidth(self) -> float:
+        """Bytes a second of a copy; 0 where that is not asked for."""
+        return 0.0
 
     def memory(self) -> tuple[float, float]:
         """As a contender's."""

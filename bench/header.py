@@ -34,6 +34,7 @@ def machine_info(names: Iterable[str], threads: int) -> dict[str, Any]:
     dict
         With the names that pytest-benchmark uses, where it has one.
     """
+    names = list(names)
     distributions = dict.fromkeys([*_ALWAYS, *(d for name in names for d in ENTRIES[name].distributions)])
     versions = {name: machine.installed(name) for name in distributions if name != "nnfast"}
     facts = machine.cpu()
@@ -47,6 +48,7 @@ def machine_info(names: Iterable[str], threads: int) -> dict[str, Any]:
         "python_version": platform.python_version(),
         "cpu": {"brand_raw": facts["model"], "count": facts["cores"], "usable": facts["usable_cores"]}
         | {"flags": facts["features"]},
+        "gpu": machine.gpu() if any(ENTRIES[name].gpu for name in names) else None,
         "threads": threads,
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "versions": {"nnfast": nnfast.__version__, **{name: found for name, found in versions.items() if found}},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,7 @@ __all__ = ["Settings", "calibrate", "measure", "slope"]
 
 AGREEMENT_STEPS = 10
 LOSS_TOLERANCE = 1e-3
+ROUNDED_TOLERANCE = 1e-2  # where products round their factors
 PREDICTION_TOLERANCE = 1e-4
 _ATTEMPTS = 3  # at a turn whose slope is not positive
 
@@ -125,7 +126,8 @@ def measure(
     remotes: dict[str, Remote] = {}
     try:
         say("starting")
-        remotes[FLOOR] = Remote(FLOOR, FloorSession, workload, settings.threads, threads=settings.threads)
+        floor = _floor_of(result.timings)
+        remotes[FLOOR] = Remote(FLOOR, floor, workload, settings.threads, threads=settings.threads)
         for name in result.timings:
             remotes[name] = Remote(name, Session, name, workload, settings.threads, threads=settings.threads)
         _Run(result, remotes, settings, say).run()
@@ -135,6 +137,15 @@ def measure(
         for remote in remotes.values():
             remote.kill()
     return result
+
+
+def _floor_of(names: Collection[str]) -> type[FloorSession]:
+    """The floor where these contenders compute: on a GPU, if all of them do."""
+    if not names or not all(ENTRIES[name].gpu for name in names):
+        return FloorSession
+    from .floor_cuda import CudaFloorSession
+
+    return CudaFloorSession
 
 
 class _Run:
@@ -193,7 +204,8 @@ class _Run:
     def _check_losses(self, timing: Timing, remote: Remote) -> None:
         if timing is not self.result.floor:
             losses = np.array(remote.call("losses", AGREEMENT_STEPS))
-            self._compare(timing, losses, self.reference, "losses of the first steps", LOSS_TOLERANCE)
+            tolerance = ROUNDED_TOLERANCE if self.result.workload.precision else LOSS_TOLERANCE
+            self._compare(timing, losses, self.reference, "losses of the first steps", tolerance)
 
     def _check_predictions(self, timing: Timing, remote: Remote) -> None:
         if timing is not self.result.floor:
@@ -231,6 +243,7 @@ class _Run:
         timing.steps.append(seconds / len(steps_of(self.result.workload)))
         if timing is self.result.floor:
             self.result.peaks.append(remote.call("peak"))
+            self.result.bandwidths.append(remote.call("bandwidth"))
 
     def _end(self, timing: Timing, remote: Remote) -> None:
         timing.peak_mb, timing.increase_mb = remote.call("memory")

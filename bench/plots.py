@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from ..plotting.style import COLOURS, GREY, MARKERS, PathArgument, finish, grid_of_axes, new_figure, tidy
-from .contenders import ENTRIES, PEERS
+from .contenders import DEVICES, ENTRIES, PEERS
 from .report import duration
 from .timings import Result
 
@@ -71,6 +73,21 @@ def _bars_of(ax: Any, result: Result) -> None:
     ax.grid(False, axis="y")
 
 
+def crossing_of(slow: Sequence[tuple[int, float]], fast: Sequence[tuple[int, float]]) -> float | None:
+    """The batch size from which on `fast` stays ahead of `slow`; both are pairs of a batch size and rows per second.
+
+    Between two batch sizes both are straight lines on logarithmic axes. ``None`` where one is ahead throughout.
+    """
+    at = dict(slow)
+    gaps = [(math.log(size), math.log(rate / at[size])) for size, rate in sorted(fast) if size in at]
+    for (x0, y0), (x1, y1) in reversed(list(pairwise(gaps))):
+        if y1 <= 0:
+            return None
+        if y0 <= 0:
+            return math.exp(x0 + (x1 - x0) * y0 / (y0 - y1))
+    return None
+
+
 def throughput(results: Sequence[Result], path: PathArgument = None) -> Any:
     """Draw rows per second against batch size, a line for each contender and one for the floor.
 
@@ -112,6 +129,13 @@ def throughput(results: Sequence[Result], path: PathArgument = None) -> Any:
             linewidth=2.0 if ours else 1.3,
             label=name,
         )
+    cuda, cpu = (lines.get(DEVICES[device].name, []) for device in ("cuda", "numba"))
+    if (crossing := crossing_of(cpu, cuda)) is not None:
+        ax.axvline(crossing, color=GREY, linewidth=1.0, zorder=1)
+        ax.annotate(
+            f"the GPU is faster from {crossing:,.0f} rows on", (crossing, 0.03), (4, 0), rotation=90, fontsize=8,
+            xycoords=("data", "axes fraction"), textcoords="offset points",
+        )  # fmt: skip
     work = results[0].workload
     ax.set_title(f"{'-'.join(map(str, work.sizes))}, {work.activation}, {work.dtype}", fontsize=11)
     ax.set_xlabel("rows of a prediction" if work.predict else "batch size")

@@ -28,6 +28,15 @@ def duration(seconds: float) -> str:
     return f"{value:.{max(0, 2 - (value >= 10) - (value >= 100))}f} {unit}"
 
 
+def traffic_line(result: Result) -> str | None:
+    """How near each contender on a GPU comes to the rate of a copy; ``None`` on a CPU."""
+    if result.floor.error is not None or not any(result.bandwidths):
+        return None
+    shares = [f"{t.name} {result.traffic_share(t):.0%}" for t in sorted(result.timed, key=lambda t: t.median)]
+    rate = statistics.median(result.bandwidths) / 1e12
+    return f"of the {rate:.2f} TB/s of a copy, by the least that a step must move: {', '.join(shares)}"
+
+
 def table(result: Result) -> list[list[str]]:
     """A row for each contender that was timed, the fastest first, and the floor's below."""
     rows = []
@@ -78,6 +87,8 @@ def extra_info(result: Result, timing: Timing) -> dict[str, Any]:
         "other_load": result.other_load,
         "gemm_flops_per_step": flops(result.workload),
         "gemm_peak_share": result.peak_share(timing) if floored else None,
+        "traffic_share": result.traffic_share(timing) if floored else None,
+        "copy_bytes_per_second": statistics.median(result.bandwidths) if floored and any(result.bandwidths) else None,
         "gemm_peak_flops": statistics.median(result.peaks) if floored else None,
         "peak_memory_mb": timing.peak_mb,
         "memory_increase_mb": timing.increase_mb,

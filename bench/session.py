@@ -45,7 +45,7 @@ class Session:
         self.X, self.y = make_data(workload)
 
     def _build(self, workload: Workload) -> Contender:
-        return self.contender(workload, self.weights, self.X, self.y, self.threads)
+        return self.contender(workload, self.weights, self.X[: workload.rows], self.y[: workload.rows], self.threads)
 
     def losses(self, steps: int) -> list[float]:
         """Losses of the first steps with nothing left to chance: no shuffle, no dropout."""

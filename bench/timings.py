@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .contenders import PEERS
-from .floor import flops
+from .floor import flops, steps_of, traffic
 from .workloads import Workload
 
 __all__ = ["FLOOR", "Result", "Timing"]
@@ -66,6 +66,8 @@ class Result:
         The matrix products of a step alone.
     peaks : list of float
         Operations per second of a large product, in each round.
+    bandwidths : list of float
+        Bytes per second of a copy, in each round; 0 on a CPU.
     blas : list of dict
         The BLAS libraries of the floor's process.
     unable : dict
@@ -78,6 +80,7 @@ class Result:
     timings: dict[str, Timing]
     floor: Timing
     peaks: list[float] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
     blas: list[dict[str, object]] = field(default_factory=list)
     unable: dict[str, str] = field(default_factory=dict)
     other_load: float | None = None
@@ -113,6 +116,14 @@ class Result:
         """The rate of the step's matrix products, as a share of the rate of a large one in the same round."""
         work = flops(self.workload)
         return statistics.median(work / (s * peak) for s, peak in zip(timing.steps, self.peaks, strict=True))
+
+    def traffic_share(self, timing: Timing) -> float | None:
+        """The rate of the least traffic of a step, as a share of that of a copy in the same round; on a GPU."""
+        if not self.bandwidths or not all(self.bandwidths):
+            return None
+        steps = steps_of(self.workload)
+        moved = sum(traffic(self.workload, rows) for rows in steps) / len(steps)
+        return statistics.median(moved / (s * rate) for s, rate in zip(timing.steps, self.bandwidths, strict=True))
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:

@@ -14,7 +14,9 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid", "silu", "gelu")
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mean_squared_error")
 OPTIMIZERS = ("adam", "sgd")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("", "tf32")
 
+CHECKED = 4096  # most rows of a batch whose losses are compared
 LARGE = 4096  # rows of a batch, from which on an epoch has few of them, so that the data stay small
 SEED = 20240229
 
@@ -53,6 +55,8 @@ class Workload:
         Rate after each hidden layer.
     dtype : str
         float32 or float64, of the data, the weights and the computation.
+    precision : str
+        tf32: products may round their factors to it, on a GPU. Empty: they compute in the dtype.
     predict : int
         0 times training; another number times predictions of so many rows.
     """
@@ -69,6 +73,7 @@ class Workload:
     dropout: float = 0.0
     dtype: str = "float32"
     predict: int = 0
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in self.sizes):
@@ -79,12 +84,15 @@ class Workload:
                     f"workload {self.name!r}: {field} must be at least {least}, got {getattr(self, field)}"
                 )
         for field, known in (
-            ("activation", ACTIVATIONS), ("loss", LOSSES), ("optimizer", OPTIMIZERS), ("dtype", DTYPES)
+            ("activation", ACTIVATIONS), ("loss", LOSSES), ("optimizer", OPTIMIZERS), ("dtype", DTYPES),
+            ("precision", PRECISIONS),
         ):  # fmt: skip
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"workload {self.name!r}: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}"
                 )
+        if self.precision and self.dtype != "float32":
+            raise ValueError(f"workload {self.name!r}: {self.precision} rounds float32, not {self.dtype}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"workload {self.name!r}: dropout must be in [0, 1), got {self.dropout}")
         if self.loss == "binary_cross_entropy" and self.sizes[-1] != 1:
@@ -110,8 +118,14 @@ class Workload:
         return replace(self, batch=batch, rows=rows_for(batch))
 
     def without_chance(self) -> Self:
-        """The same without dropout, so that every contender must come to the same losses."""
-        return replace(self, dropout=0.0)
+        """The same without dropout, so that every contender must come to the same losses.
+
+        Batches are no larger than it takes to see that: the network in NumPy computes them, too.
+        """
+        work = replace(self, dropout=0.0)
+        if self.predict or self.batch <= CHECKED:
+            return work
+        return replace(work, batch=CHECKED, rows=min(self.rows, rows_for(CHECKED)))
 
     def scaled(self) -> Self:
         """A small version, for tests: no layer above 16 units, no batch above 32 rows."""
@@ -130,7 +144,7 @@ class Workload:
         optimizer = self.optimizer + (f" with momentum {self.momentum:g}" if self.optimizer == "sgd" else "")
         dropout = [f"dropout {self.dropout:g}"] if self.dropout else []
         batches = f"batches of {self.batch}" + (f" of {self.rows} rows" if self.rows % self.batch else "")
-        return ", ".join([*parts, *dropout, self.loss, optimizer, batches, self.dtype])
+        return ", ".join([*parts, *dropout, self.loss, optimizer, batches, self.precision or self.dtype])
 
 
 def _of_batches(name: str, sizes: tuple[int, ...], batch: int, activation: str = "relu", **more: object) -> Workload:
@@ -165,12 +179,23 @@ _OFF_TABLE = (
     replace(_MNIST, name="mnist-last-smaller", rows=4000),
 )
 
+_GPU = (
+    _MNIST,
+    replace(_MNIST.with_batch(1024), name="mnist-1024"),
+    _of_batches("wide-65536", (784, 1024, 1024, 10), 65536),
+    _of_batches("wider-65536", (784, 4096, 4096, 10), 65536),
+    _of_batches("narrow-1048576", (64, 64, 64, 64, 10), 1 << 20),
+)
+_GPU_TF32 = tuple(replace(workload, name=f"{workload.name}-tf32", precision="tf32") for workload in _GPU)
+
 PRESETS: dict[str, tuple[Workload, ...]] = {
     "small": _SMALL,
     "large-batch": _LARGE,
     "inference": _INFERENCE,
     "all": (*_SMALL, *_LARGE, *_INFERENCE),
     "off-table": _OFF_TABLE,
+    "gpu": _GPU,
+    "gpu-tf32": _GPU_TF32,
 }
 WORKLOADS: dict[str, Workload] = {workload.name: workload for preset in PRESETS.values() for workload in preset}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from typing import Any
 
-__all__ = ["cpu", "installed", "settings", "usable_cores"]
+__all__ = ["cpu", "gpu", "installed", "settings", "usable_cores"]
 
 _PREFIXES = ("NNFAST_", "NUMBA_", "OPENBLAS_", "OMP_", "MKL_", "CUDA_VISIBLE", "CUPY_")
 
@@ -38,6 +39,20 @@ def cpu() -> dict[str, Any]:
         "usable_cores": usable_cores(),
         "features": [*simd.get("baseline", []), *simd.get("found", [])],
     }
+
+
+def gpu() -> dict[str, str] | None:
+    """What NVIDIA's own tool says of the first GPU: name, driver, memory, clock and power limits; else ``None``."""
+    fields = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"],
+            capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(fields, values, strict=False)) if len(values) == len(fields) else None
 
 
 def usable_cores() -> int:

@@ -137,6 +137,7 @@ def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
     """So that one process never loads two of them."""
     own = {
         "bench.contenders.pytorch": {"torch"},
+        "bench.contenders.pytorch_cuda": {"torch"},
         "bench.contenders.jax_optax": {"jax", "optax"},
         "bench.contenders.scikit_learn": {"sklearn"},
         "bench.contenders.onnx_runtime": {"onnxruntime", "onnx"},

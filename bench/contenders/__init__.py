@@ -34,6 +34,8 @@ class Entry:
         That it has.
     dropout, trains, predicts : bool
         What it can do.
+    gpu : bool
+        Whether it computes on an NVIDIA GPU.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Entry:
     dropout: bool = True
     trains: bool = True
     predicts: bool = True
+    gpu: bool = False
 
     def missing(self) -> str | None:
         """Why it cannot be used here, or ``None``."""
@@ -58,6 +61,8 @@ class Entry:
             return f"{self.name} does not {'predict' if workload.predict else 'train'}"
         if workload.activation not in self.activations:
             return f"{self.name} has no {workload.activation}"
+        if workload.precision and not self.gpu:
+            return f"{self.name} does not compute in {workload.precision}"
         if workload.dropout and not self.dropout and not workload.predict:
             return f"{self.name} has no dropout"
         return None
@@ -70,7 +75,12 @@ class Entry:
 
 
 DEVICES: dict[str, Entry] = {
-    device: Entry(f"nnfast-{device}", f"nnfast_devices:{device.capitalize()}Device", distributions=("nnfast",))
+    device: Entry(
+        f"nnfast-{device}",
+        f"nnfast_devices:{device.capitalize()}Device",
+        distributions=("nnfast",),
+        gpu=device == "cuda",
+    )
     for device in ("numba", "numpy", "cuda")
 }
 PEERS: dict[str, Entry] = {
@@ -87,6 +97,13 @@ PEERS: dict[str, Entry] = {
         Entry(
             "onnxruntime", "onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx"), ("onnxruntime", "onnx"), trains=False
         ),
+        *(
+            Entry(f"torch-cuda{suffix}", f"pytorch_cuda:{place}", ("torch",), ("torch",), gpu=True)
+            for suffix, place in (
+                ("", "Eager"), ("-compile", "Compiled"), ("-max-autotune", "MaxAutotune"), ("-graph", "Graph")
+            )
+        ),
+        Entry("jax-cuda", "jax_optax:JaxOnCuda", ("jax", "optax"), ("jax", "optax"), gpu=True),
     )
 }  # fmt: skip
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (*DEVICES.values(), *PEERS.values())}

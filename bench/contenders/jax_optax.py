@@ -1,10 +1,14 @@
-"""JAX with Optax, on the CPU: a whole epoch is one compiled scan over its steps, with donated weights and moments."""
+"""JAX with Optax: a whole epoch is one compiled scan over its steps, with donated weights and moments."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+# Several processes share a GPU's memory: one may not take most of it beforehand
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +17,6 @@ import optax
 
 from ..workloads import Weights
 from .base import Contender
-
-jax.config.update("jax_platforms", "cpu")  # as PyTorch, where it would choose a GPU by itself
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": jax.nn.relu,
@@ -31,8 +33,13 @@ class JaxOptax(Contender):
     A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads.
     """
 
+    platform = "cpu"  # it would choose a GPU by itself
+
     def build(self, weights: Weights, X: np.ndarray, y: np.ndarray) -> None:
         work = self.workload
+        jax.config.update("jax_platforms", self.platform)
+        # On a GPU its own choice for float32 is TF32
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if work.precision == "tf32" else "float32")
         jax.config.update("jax_enable_x64", work.dtype == "float64")
         self.optimizer = (
             optax.adam(work.lr, eps=1e-8) if work.optimizer == "adam" else optax.sgd(work.lr, work.momentum)
@@ -110,3 +117,9 @@ class JaxOptax(Contender):
 
     def predict(self, inputs: jax.Array) -> jax.Array:
         return self._logits(self.state[0], inputs).block_until_ready()
+
+
+class JaxOnCuda(JaxOptax):
+    """The same on a GPU."""
+
+    platform = "cuda"

@@ -53,7 +53,7 @@ class _Device(Contender):
             epochs=epochs,
             batch_size=work.batch,
             device=self.device,
-            dtype=work.dtype,
+            precision=work.precision or work.dtype,
             seed=0,
             verbose=0,
             **more,

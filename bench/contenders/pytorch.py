@@ -24,9 +24,14 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 class Eager(Contender):
     """``nn.Sequential`` with a fused optimizer; the loss stays a tensor until the end of the run."""
 
+    device = "cpu"
+    #: Adam's option that keeps its step on the device
+    capturable = False
+
     def build(self, weights: Weights, X: np.ndarray, y: np.ndarray) -> None:
         work = self.workload
         torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision("high" if work.precision == "tf32" else "highest")
         dtype = getattr(torch, work.dtype)
         layers: list[nn.Module] = []
         for i, (W, b) in enumerate(weights):
@@ -39,14 +44,16 @@ class Eager(Contender):
                 layers.append(_ACTIVATIONS[work.activation]())
                 if work.dropout:
                     layers.append(nn.Dropout(work.dropout))
-        self.model = nn.Sequential(*layers)
+        self.model = nn.Sequential(*layers).to(self.device)
         self.loss = _LOSSES[work.loss]
         parameters = self.model.parameters()
         if work.optimizer == "adam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, work.lr, eps=1e-8, fused=True)
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                parameters, work.lr, eps=1e-8, fused=True, capturable=self.capturable
+            )
         else:
             self.optimizer = torch.optim.SGD(parameters, work.lr, work.momentum, fused=True)
-        self.X, self.y = torch.from_numpy(X), torch.from_numpy(y)
+        self.X, self.y = torch.from_numpy(X).to(self.device), torch.from_numpy(y).to(self.device)
         self.model.train(not work.predict)
         self.compile()
 
@@ -67,8 +74,8 @@ class Eager(Contender):
         rows, batch = self.workload.rows, self.workload.batch
         means = []
         for _ in range(count):
-            total = torch.zeros(())
-            for index in torch.randperm(rows).split(batch):
+            total = torch.zeros((), device=self.device)
+            for index in torch.randperm(rows, device=self.device).split(batch):
                 loss = self.step(self.X.index_select(0, index), self.y.index_select(0, index))
                 total += loss * len(index)
             means.append(total / rows)
@@ -78,7 +85,7 @@ class Eager(Contender):
         return [self.step(self.X[rows], self.y[rows]).item() for rows in self.batches_in_order(steps)]
 
     def inputs(self, X: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(X)
+        return torch.from_numpy(X).to(self.device)
 
     def predict(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -92,11 +99,13 @@ class Compiled(Eager):
     of `small` takes some 20 to 50 % longer, and one of `mnist` as long.
     """
 
+    mode: str | None = None
+
     def compile(self) -> None:
         model, loss = self.model, self.loss
 
         def forward_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return loss(model(x), y)
 
-        self.forward_loss = torch.compile(forward_loss)
-        self.forward = torch.compile(model)
+        self.forward_loss = torch.compile(forward_loss, mode=self.mode)
+        self.forward = torch.compile(model, mode=self.mode)

@@ -11,7 +11,8 @@ from nnfast.bench import choice, header, report
 from nnfast.bench.contenders import ENTRIES
 from nnfast.bench.measure import Settings, measure
 from nnfast.bench.timings import Result
-from nnfast.bench.workloads import PRESETS, Workload
+from nnfast.bench.workloads import PRESETS, WORKLOADS, Workload
+from nnfast.errors import DeviceUnavailable
 
 _elapsed = 0.0
 
@@ -24,10 +25,24 @@ def measured_time() -> float:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every workload with every contender that is here and can express it."""
     predict = metafunc.function.__name__ == "test_prediction"
-    work = [w for name in ("all", "off-table") for w in PRESETS[name] if bool(w.predict) == predict]
-    names = choice.contenders(None, None, lambda text: None)
-    pairs = [(w, name) for w in work for name in names if ENTRIES[name].unable(w) is None]
+    pairs = [
+        (w, contender)
+        for devices, presets in ((None, ("all", "off-table")), (("cuda",), ("gpu", "gpu-tf32")))
+        for contender in _contenders(devices)
+        for w in dict.fromkeys(w for name in presets for w in PRESETS[name])
+        if bool(w.predict) == predict and ENTRIES[contender].unable(w) is None
+    ]
+    pairs.sort(key=lambda pair: list(WORKLOADS).index(pair[0].name))
+    pairs = list(dict.fromkeys(pairs))
     metafunc.parametrize(("workload", "contender"), pairs, ids=[f"{w.name}-{name}" for w, name in pairs])
+
+
+def _contenders(devices: tuple[str, ...] | None) -> list[str]:
+    """Those that are here; on GPUs none where there is none."""
+    try:
+        return choice.contenders(devices, None, lambda text: None)
+    except DeviceUnavailable:
+        return []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

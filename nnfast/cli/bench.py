@@ -20,13 +20,17 @@ FAILED = 1
 
 
 @click.command("bench", short_help="Time training and inference against other libraries.")
-@click.option("--preset", metavar="NAME", help="small, large-batch, inference, all (of these), or off-table.")
+@click.option(
+    "--preset", metavar="NAME", help="small, large-batch, inference, all (of these), off-table, gpu or gpu-tf32."
+)
 @click.option("--workload", "names", metavar="NAME", multiple=True, help="One workload; may be given several times.")
 @click.option("--sweep", is_flag=True, help="Time the workloads (by default mnist) at batch sizes from 1 to 65,536.")
 @click.option("--devices", metavar="NAME,...", help="numba, numpy, cuda, or none; default: all that are here.")
 @click.option(
     "--peers", metavar="NAME,...",
-    help="numpy, scikit-learn, torch, torch-compile, jax, onnxruntime, or none; default: all that are here.",
+    help="numpy, scikit-learn, torch, torch-compile, jax, onnxruntime; torch-cuda, torch-cuda-compile, "
+    "torch-cuda-max-autotune, torch-cuda-graph, jax-cuda; or none. Default: all that are here, with --devices cuda "
+    "those on the GPU, else those on the CPU.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="In place of the workloads' own.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contender.")
@@ -131,6 +135,7 @@ def _show_header(info: dict[str, Any]) -> None:
         [
             ["CPU", f"{cpu['brand_raw']}, {cpu['usable']} of {cpu['count']} cores, {info['threads']} threads each"],
             ["features", " ".join(cpu["flags"])],
+            *([["GPU", ", ".join(info["gpu"].values())]] if info.get("gpu") else []),
             ["versions", ", ".join(f"{name} {found}" for name, found in info["versions"].items())],
             ["Python", f"{info['python_version']}, {info['system']} {info['release']}"],
             ["load", ", ".join(f"{value:.2f}" for value in load) if load else "not known"],
@@ -154,6 +159,8 @@ def _show(result: Result, report: Any, debug: bool) -> None:
         say_warning(f"other programs kept {result.other_load:.1f} cores busy meanwhile")
     if result.timed:
         print_table(report.table(result), report.HEADER)
+        if (line := report.traffic_line(result)) is not None:
+            echo(line)
     for timing in (result.floor, *result.timings.values()):
         if timing.error is not None:
             say_error(timing.error)

@@ -23,7 +23,7 @@ def _start(name: str) -> Remote:
     entry = ENTRIES[name]
     if (reason := entry.missing()) is not None:
         pytest.skip(reason)
-    if name == DEVICES["cuda"].name:
+    if entry.gpu:
         reason = nf.available_devices().get("cuda", None if "cuda:0" in nf.available_devices() else "no device")
         if reason is not None:
             pytest.skip(reason)
@@ -142,7 +142,11 @@ def test_predictions(contender, reference, able, name, activation):
 
 def test_entries():
     assert set(DEVICES) == {"numpy", "numba", "cuda"}
-    assert set(PEERS) == {"numpy", "scikit-learn", "torch", "torch-compile", "jax", "onnxruntime"}
+    on_cpu = {"numpy", "scikit-learn", "torch", "torch-compile", "jax", "onnxruntime"}
+    on_gpu = {"torch-cuda", "torch-cuda-compile", "torch-cuda-max-autotune", "torch-cuda-graph", "jax-cuda"}
+    assert {name for name, entry in PEERS.items() if not entry.gpu} == on_cpu
+    assert {name for name, entry in PEERS.items() if entry.gpu} == on_gpu
+    assert [name for name, entry in DEVICES.items() if entry.gpu] == ["cuda"]
     assert all(entry.name == name for name, entry in ENTRIES.items())
 
 
@@ -154,6 +158,9 @@ def test_entries():
         ("onnxruntime", "mnist", "onnxruntime does not train"),
         ("onnxruntime", "mnist-predict-1", None),
         ("nnfast-numba", "mnist-dropout", None),
+        ("nnfast-numba", "mnist-tf32", "nnfast-numba does not compute in tf32"),
+        ("nnfast-cuda", "mnist-tf32", None),
+        ("jax-cuda", "narrow-1048576-tf32", None),
     ],
 )
 def test_what_cannot_be_expressed(name, workload, reason):

@@ -54,8 +54,33 @@ def test_off_table():
 
 def test_names_and_memory():
     assert all(name == w.name for name, w in WORKLOADS.items())
-    for w in WORKLOADS.values():
+    on_gpu = {*PRESETS["gpu"], *PRESETS["gpu-tf32"]} - {*PRESETS["all"]}
+    for w in {*WORKLOADS.values()} - on_gpu:
         assert w.rows * w.sizes[0] * np.dtype(w.dtype).itemsize < 2**28, f"the data of {w.name} are large"
+
+
+def test_those_for_a_gpu():
+    sizes = {(w.sizes, w.batch) for w in PRESETS["gpu"]}
+    assert sizes == {
+        ((784, 512, 256, 10), 256),
+        ((784, 512, 256, 10), 1024),
+        ((784, 1024, 1024, 10), 65536),
+        ((784, 4096, 4096, 10), 65536),
+        ((64, 64, 64, 64, 10), 1048576),
+    }
+    for w, rounded in zip(PRESETS["gpu"], PRESETS["gpu-tf32"], strict=True):
+        assert rounded == replace(w, name=f"{w.name}-tf32", precision="tf32")
+        assert rounded.describe().endswith(", tf32")
+        assert w.describe().endswith(", float32")
+
+
+def test_losses_are_compared_on_batches_that_numpy_can_do():
+    for name in ("wider-65536", "narrow-1048576-tf32", "narrow"):
+        work = find(name)
+        checked = work.without_chance()
+        assert (checked.batch, checked.rows, checked.sizes) == (4096, 8192, work.sizes)
+    assert find("mnist-dropout").without_chance() == replace(find("mnist-dropout"), dropout=0.0)
+    assert find("wide-predict-65536").without_chance().batch == 8192
 
 
 def test_steps():

@@ -89,7 +89,11 @@ def test_errors(cli, args, message):
 
 def test_a_peer_that_is_not_installed(cli, monkeypatch):
     for name in PEERS:
-        entry = type("Absent", (), {"missing": lambda self: "it is not installed: pip install it", "name": name})()
+        entry = type(
+            "Absent",
+            (),
+            {"missing": lambda self: "it is not installed: pip install it", "name": name, "gpu": PEERS[name].gpu},
+        )()
         if name != "numpy":
             monkeypatch.setitem(PEERS, name, entry)
     assert "peer 'jax' cannot be used: it is not installed" in cli.error("bench", "--workload", "xor", "--peers", "jax")
