@@ -146,6 +146,10 @@ class Backend(ABC):
         """
         return Replay(lambda: step(self))
 
+    def fallbacks(self) -> dict[str, Backend]:
+        """Backends that compute on this device as where a part of it is missing, by what is missing; for self-tests."""
+        return {}
+
     def rounding(self) -> AbstractContextManager[None]:
         """Within it, float32 products may round their factors to 10 bits of mantissa, where that is faster."""
         return nullcontext()

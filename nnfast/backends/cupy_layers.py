@@ -14,7 +14,6 @@ from ..activations import Activation
 from ..kernels.cuda import loader
 from ..random import keep_threshold
 from .base import Array
-from .cupy_products import EPILOGUES
 
 
 def _same(*arrays: Array | None) -> bool:
@@ -130,7 +129,7 @@ class CudaLayers:
         t = self._type(x, W, b, out, saved)
         if t is None or not _same(out, saved) or (b is not None and b.shape != W.shape[1:]):
             return NotImplemented
-        epilogue = EPILOGUES.get(act.name) if b is not None and saved is None else None
+        epilogue = self.epilogues.get(act.name) if b is not None and saved is None else None
         if epilogue is not None and self._product(x, W, out, epilogue=epilogue, bias=b):
             return None
         self.gemm(x, W, out=out)

@@ -6,6 +6,7 @@ remembered on disk. What falls back to CuPy computes the same, but cannot be par
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class CudaProducts(CupyArrays):
     """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
 
     working_bytes = _WORKSPACE
+    epilogues = EPILOGUES
     _scratch: Any
     _refuse: Any
     _recording: Any
@@ -60,6 +62,11 @@ class CudaProducts(CupyArrays):
         self._cublaslt = self._open_cublaslt() if fused else None
         if self._cublaslt is not None:
             self._algorithms = self._remembered(self._cublaslt)
+
+    def fallbacks(self) -> dict[str, Any]:
+        without, plain = copy.copy(self), copy.copy(self)
+        without._cublaslt, plain.epilogues = None, {}
+        return {"cuBLASLt": without, "epilogues": plain}
 
     def _open_cublaslt(self) -> Library | None:
         try:

@@ -6,6 +6,7 @@ import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 from .. import activations, devices, losses, optimizers, testing
 from ..backends.base import Backend, Replay
 from ..datasets import load
+from ..errors import OutOfMemoryError
 from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
 from ..model import Sequential
+from ..training.trainer import Trainer
 from .operations import Operations
 
 __all__ = ["Check", "Outcome", "checks", "run"]
@@ -111,7 +114,7 @@ def _fit(backend: str | Backend, dtype: str, optimizer: Any, epochs: int = 3) ->
     # The last batch of an epoch is smaller
     history = model.fit(
         X[:600], y[:600], loss="cross_entropy", optimizer=optimizer, epochs=epochs,
-        batch_size=64, device=backend, dtype=dtype, seed=0, verbose=0,
+        batch_size=64, device=backend, precision=dtype, seed=0, verbose=0,
     )  # fmt: skip
     return {"loss": np.array(history["loss"]), "predictions": model.predict(X[:600])}
 
@@ -144,6 +147,72 @@ def _replays(backend: Backend, dtype: str) -> None:
     vars(eager)["capture"] = lambda step, temporary=(): Replay(lambda: step(eager))
     recorded, one_by_one = _fit(backend, dtype, "adam"), _fit(eager, dtype, "adam")
     _close(recorded, one_by_one, dtype)
+
+
+def _rounded(backend: Backend) -> None:
+    """A product and a training in tf32, within what ten bits of mantissa allow; a CPU computes them in float32."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((150, 70)).astype("f4"), rng.standard_normal((70, 90)).astype("f4")
+    out = backend.empty((150, 90), np.float32)
+    exact = a.astype("f8") @ b.astype("f8")
+    for factor, context in ((4 * 2.0**-23, nullcontext()), (4 * 2.0**-11, backend.rounding())):
+        with context:
+            backend.gemm(backend.asarray(a), backend.asarray(b), out=out)
+        # Each factor is off by half a unit of its last place at most; errors add up as random ones do
+        bound = factor * np.sqrt(70) * np.abs(a).max() * np.abs(b).max()
+        np.testing.assert_allclose(np.asarray(backend.to_numpy(out), np.float64), exact, rtol=0, atol=bound)
+    found, expected = _fit(backend, "tf32", "adam"), _fit("numpy", "float64", "adam")
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=0.1, atol=0.1, err_msg=key, verbose=False)
+
+
+def _fed(backend: Backend) -> None:
+    """Batches from the host, one after the other, against data that lives on the device."""
+    X, y = (array[:600] for array in _spiral())
+    found = []
+    for batches in (False, True):
+        model = Sequential([Dense(16, "tanh"), Dense(2)]).build(2, seed=0)
+        inputs: Any = [(X[a : a + 64], y[a : a + 64]) for a in range(0, 600, 64)] if batches else X
+        targets = None if batches else y
+        model.fit(
+            inputs, targets, loss="cross_entropy", optimizer=optimizers.SGD(0.1), epochs=3, batch_size=64,
+            shuffle=False, device=backend, verbose=0,
+        )  # fmt: skip
+        found.append({"predictions": model.predict(X)})
+    _close(found[1], found[0], "float32")
+
+
+def _on_device(backend: Backend) -> None:
+    """Inputs that are on the device, and outputs that stay there, by DLPack."""
+    X, _ = _spiral()
+    model = Sequential([Dense(16, "tanh"), Dense(2)]).build(2, seed=0)
+    expected = model.predict(X, device=backend)
+    outputs = model.predict(backend.asarray(X.astype(np.float32)), on_device=True)
+    if type(outputs) is not type(backend.empty((1,), np.float32)):
+        raise AssertionError(f"outputs are {type(outputs).__name__}, not an array of {backend.device}")
+    shared = backend.xp.from_dlpack(outputs)
+    backend.fill(outputs, 7.0)
+    if not bool((backend.to_numpy(shared) == 7.0).all()):
+        raise AssertionError("DLPack gave a copy, not the same memory")
+    np.testing.assert_array_equal(model.predict(X), expected)
+
+
+def _out_of_memory(backend: Backend) -> None:
+    """A batch that the device can never hold is refused, and the next smaller one is trained."""
+    X, y = _spiral()
+    model = Sequential([Dense(1 << 16, "relu"), Dense(2)]).build(2, seed=0)
+    _, total = backend.memory()
+    rows = total // (1 << 18) + 1
+    before = model.get_flat_weights()
+    try:
+        Trainer(model, "cross_entropy", device=backend, batch_size=rows).step(X[:4], y[:4])
+    except OutOfMemoryError as error:
+        if error.needed <= error.free:
+            raise AssertionError(f"the error names {error.needed} bytes as needed, {error.free} as free") from None
+    else:
+        raise AssertionError(f"batches of {rows} rows were not refused")
+    np.testing.assert_array_equal(model.get_flat_weights(), before)
+    Trainer(model, "cross_entropy", device=backend, batch_size=4).step(X[:4], y[:4])
 
 
 def _bad_step(backend: Backend) -> None:
@@ -219,6 +288,14 @@ def checks(device: str | Backend) -> list[Check]:
         add(f"recorded steps against the same one by one, {dtype}", _replays, backend, dtype)
         for name in optimizers.TABLE:
             add(f"training with {name}, {dtype}, against NumPy", _same_training, backend, dtype, name)
+    for missing, other in backend.fallbacks().items():
+        for dtype in ("float32", "float64"):
+            add(f"without {missing}: operations, {dtype}", _operations, other, dtype, SIZES[0])
+            add(f"without {missing}: training, {dtype}, against NumPy", _same_training, other, dtype, "adam")
+    add("products and training in tf32", _rounded, backend)
+    add("batches from the host, one after the other", _fed, backend)
+    add("inputs and outputs that stay on the device", _on_device, backend)
+    add("more than the device can hold", _out_of_memory, backend)
     add("a loss that is not finite", _bad_step, backend)
     add("two spirals are learned", _learns, backend)
     return found

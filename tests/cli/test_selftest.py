@@ -83,3 +83,28 @@ def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert not out
     assert "/nowhere" in err
+
+
+def test_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a GPU has: fallbacks, rounding, a copy stream, memory of its own."""
+    from tests.cuda.emulator import emulated_backend
+
+    backend = emulated_backend()
+    monkeypatch.setitem(devices._backends, ("cuda:0", True), backend)
+    wanted = ("without", "products", "batches", "inputs and outputs", "more than", "a loss that is not finite")
+    original = module.checks
+    monkeypatch.setattr(module, "checks", lambda device: [c for c in original(device) if c.name.startswith(wanted)])
+    outcomes = selftest.run(backend)
+    assert [outcome.error for outcome in outcomes] == [None] * 13
+    # A fallback that computes something else is noticed
+    library = type(backend)._open_cublaslt
+    kind = type("Wrong", (type(backend),), {"gemm": WRONG_GEMM})
+    wrong = kind(0)
+    assert library is type(wrong)._open_cublaslt
+    assert any(outcome.error for outcome in selftest.run(wrong))
+
+
+def WRONG_GEMM(self, a, b, *, out, trans_a=False, trans_b=False, beta=0.0):
+    super(type(self), self).gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+    if self._cublaslt is None:
+        out *= 1.01
