@@ -65,6 +65,20 @@ def _auto() -> str:
     return device
 
 
+def _after_fork() -> None:
+    """What was found of CUDA holds no longer: a forked child cannot use what its parent started."""
+    global _lock
+    _lock = threading.RLock()
+    _cuda_reason.cache_clear()
+    _auto.cache_clear()
+    for key in [key for key in _backends if key[0].startswith("cuda")]:
+        del _backends[key]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def resolve(device: str | None = None) -> str:
     """The concrete device that a device string stands for.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, OutOfMemoryError
+from . import cupy_fork
 from .array_backend import ArrayBackend
 from .base import Array, Feeder
 from .cupy_feed import CudaFeeder
@@ -45,6 +46,8 @@ def probe(index: int = 0) -> str | None:
     str or None
         ``None`` where it can be used, else the reason in one line.
     """
+    if cupy_fork.lost():
+        return cupy_fork.REASON
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -110,6 +113,7 @@ class CupyArrays(ArrayBackend):
         self.device = f"cuda:{device_index}"
         self._index = device_index
         self._cupy = self._import_cupy(device_index)
+        cupy_fork.started()
         self._device = self._cupy.cuda.Device(device_index)
         self._cublas = self._cupy.cuda.cublas
         self._array_type: Any = self._cupy.ndarray

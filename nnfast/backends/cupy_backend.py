@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import DeviceUnavailable
 from ..kernels.cuda import loader
+from . import cupy_fork
 from .base import Array, Backend
 from .cupy_arrays import CupyArrays, probe
 from .cupy_graph import CudaGraphs
@@ -29,6 +31,8 @@ _Class = TypeVar("_Class", bound=type)
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
+        if cupy_fork.lost():
+            raise DeviceUnavailable(f"device {self.device!r} cannot be used: {cupy_fork.REASON}")
         try:
             if self._cupy.cuda.runtime.getDevice() == self._index:
                 return method(self, *args, **kwargs)

@@ -32,6 +32,7 @@ class CudaLayers:
     _array_type: Any
     gemm: Any
     _product: Any
+    epilogues: Any
 
     # ---- elementwise and column sums ------------------------------------------------------------
     def add(self, x: Array, y: Array, *, out: Array) -> Any:

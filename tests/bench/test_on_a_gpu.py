@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nnfast.bench import choice, floor_cuda, measure, plots, report
+from nnfast.bench import choice, floor_cuda, measure, on_a_gpu, plots, report
 from nnfast.bench.contenders import DEVICES, PEERS
 from nnfast.bench.floor import FloorSession, flops, products, traffic
 from nnfast.bench.floor_cuda import CudaFloorSession
@@ -16,7 +17,7 @@ from nnfast.bench.workloads import find
 from tests.cuda.emulator import EmulatedBackend, emulated_backend
 from tests.cuda.fake_cupy import tf32
 
-from .helpers import made_result, small
+from .helpers import QUICK, made_result, small
 
 
 @pytest.fixture
@@ -152,3 +153,43 @@ def test_the_crossing_is_in_the_picture(tmp_path) -> None:
     figure = plots.throughput(results, tmp_path / "sweep.png")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["the GPU is faster from 64 rows on"]
+
+
+# ---- everything in one go --------------------------------------------------------------------------
+def test_one_file_has_all_parts(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    passing = tmp_path / "test_something.py"
+    passing.write_text("def test_this():\n    assert True\n")
+    path = tmp_path / "all.json"
+    work = [find("xor"), replace(find("xor"), name="again")]
+    good = on_a_gpu.collect(
+        path, device="numpy", tests=[str(passing)], workloads=work[:1], peers=["numpy"], settings=QUICK
+    )
+    found = json.loads(path.read_text())
+    assert good, found
+    assert found["selftest"]["status"] == found["tests"]["status"] == 0
+    assert all(check["error"] is None for check in found["selftest"]["checks"])
+    assert {b["name"] for b in found["benchmarks"]} >= {"test_step[xor-nnfast-numpy]", "test_step[xor-numpy]"}
+    assert found["left_out"] == []
+    assert "tests ended with 0" in capsys.readouterr().out
+
+
+def test_what_fails_and_what_there_is_no_time_for(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = tmp_path / "test_something.py"
+    failing.write_text("def test_this():\n    assert False\n")
+    path = tmp_path / "all.json"
+    monkeypatch.setattr(on_a_gpu, "_SELFTEST_SECONDS", 0.01)
+    good = on_a_gpu.collect(
+        path, minutes=0.5, device="numpy", tests=[str(failing)], workloads=[find("xor")], peers=[], settings=QUICK
+    )
+    found = json.loads(path.read_text())
+    assert not good
+    assert found["selftest"]["status"] is None
+    assert found["tests"]["status"] == 1
+    assert "1 failed" in found["tests"]["output"]
+    assert found["left_out"] == ["xor"]
+    assert found["benchmarks"] == []
+    out = capsys.readouterr().out
+    assert "self-test took too long" in out
+    assert "left out, for lack of time: xor" in out
