@@ -7,6 +7,7 @@ tested against. Initial weights and shuffles are drawn on the host from NumPy's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ __all__ = [
     "keep_threshold",
     "permutation",
     "permutations",
-    "permute",
     "philox_4x32",
+    "shuffle",
 ]
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -93,9 +94,21 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def permute(bits: np.random.BitGenerator, table: np.ndarray) -> None:
-    """Put the numbers of each row of `table` in a random order, the one that a new generator `bits` gives."""
-    np.random.Generator(bits).permuted(table, axis=1, out=table)
+def shuffle(seed: int, numbers: Sequence[int], table: np.ndarray) -> None:
+    """Fill each row of `table` with a random order of ``0..columns-1``.
+
+    Parameters
+    ----------
+    seed : int
+        The user's seed.
+    numbers : sequence of int
+        ``generator(seed, SHUFFLE, numbers[i])`` orders the rows of ``table[i]``, one after the other.
+    table : ndarray of int64, (len(numbers), rows, columns)
+        Written.
+    """
+    table[...] = np.arange(table.shape[2])
+    for number, rows in zip(numbers, table, strict=True):
+        generator(seed, SHUFFLE, number).permuted(rows, axis=1, out=rows)
 
 
 class Orders:
@@ -114,43 +127,32 @@ class Orders:
 
     Attributes
     ----------
-    permute : callable
-        ``permute(bits, table)`` is :meth:`~nnfast.backends.base.Backend.permute` of a backend.
+    shuffle : callable
+        :func:`shuffle`, or :meth:`~nnfast.backends.base.Backend.shuffle` of a backend.
     """
 
     def __init__(self, seed: int, n: int) -> None:
         self.seed, self.n = seed, n
-        self.permute = permute
+        self.shuffle = shuffle
         self._per_block = max(1, _BLOCK // max(n, 1))
         self._kept: tuple[int, np.ndarray] | None = None
-
-    def _rows(self, epochs: int) -> np.ndarray:
-        return np.tile(np.arange(self.n, dtype=np.int64), (epochs, 1))
-
-    def _block(self, number: int) -> np.ndarray:
-        if self._kept is None or self._kept[0] != number:
-            table = self._rows(self._per_block)
-            self.permute(generator(self.seed, SHUFFLE, number).bit_generator, table)
-            self._kept = number, table
-        return self._kept[1]
 
     def of(self, first: int, count: int) -> np.ndarray:
         """The orders of `count` epochs from epoch `first` on, counted from 0: (count, n), int64, a new array."""
         if first < 0 or count < 0:
             raise ValueError(f"first and count must not be negative, got {first} and {count}")
-        if self._per_block == 1:
-            table = self._rows(count)
-            for row in range(count):
-                self.permute(generator(self.seed, SHUFFLE, first + row).bit_generator, table[row : row + 1])
-            return table
-        table = np.empty((count, self.n), np.int64)
-        done = 0
-        while done < count:
-            number, start = divmod(first + done, self._per_block)
-            rows = self._block(number)[start : start + count - done]
-            table[done : done + len(rows)] = rows
-            done += len(rows)
-        return table
+        if count == 0:
+            return np.empty((0, self.n), np.int64)
+        low, high = first // self._per_block, (first + count - 1) // self._per_block
+        blocks = np.empty((high - low + 1, self._per_block, self.n), np.int64)
+        known = 0
+        if self._kept is not None and self._kept[0] == low:
+            blocks[0], known = self._kept[1], 1
+        self.shuffle(self.seed, range(low + known, high + 1), blocks[known:])
+        if self._per_block > 1:
+            self._kept = high, blocks[-1].copy()
+        start = first - low * self._per_block
+        return blocks.reshape(-1, self.n)[start : start + count]
 
 
 def permutations(seed: int, first: int, count: int, n: int) -> np.ndarray:

@@ -166,6 +166,19 @@ def rounder(dtype):
 
 
 @intrinsic
+def multiply_wide(typingctx, a, b):
+    """Upper and lower half of the product of two unsigned 64-bit numbers, which int64 hold the bits of."""
+
+    def codegen(context, builder, signature, args):
+        i64, i128 = ir.IntType(64), ir.IntType(128)
+        product = builder.mul(*(builder.zext(arg, i128) for arg in args))
+        halves = [builder.trunc(builder.lshr(product, i128(64)), i64), builder.trunc(product, i64)]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(types.int64, 2)(types.int64, types.int64), codegen
+
+
+@intrinsic
 def exponent_factors(typingctx, t):
     """``(2**(k//2), 2**(k - k//2))`` from ``t = k + rounder``: two factors, as one would overflow near the ends."""
 

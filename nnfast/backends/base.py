@@ -166,12 +166,9 @@ class Backend(ABC):
 
         return Replay(run)
 
-    def permute(self, bits: np.random.BitGenerator, table: np.ndarray) -> None:
-        """Put the numbers of each row of `table`, int64 on the host, in the order that a new generator gives.
-
-        The same one on every backend: that of :meth:`numpy.random.Generator.permuted`.
-        """
-        random.permute(bits, table)
+    def shuffle(self, seed: int, numbers: Sequence[int], table: np.ndarray) -> None:
+        """Fill a table on the host with random orders: :func:`nnfast.random.shuffle`, the same on every backend."""
+        random.shuffle(seed, numbers, table)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         """Call Python code as part of a step: a user's layer, loss or optimizer.

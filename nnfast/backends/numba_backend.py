@@ -20,7 +20,7 @@ from ..kernels.cpu import activations as tiles
 from ..kernels.cpu import gemm, linear, losses, pointwise, rows, shuffle, tuning
 from ..kernels.cpu.driver import Call, Program
 from ..kernels.cpu.fusion import fused
-from ..random import keep_threshold
+from ..random import SHUFFLE, keep_threshold
 from .base import Array, Backend, Replay
 from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
 from .numba_norms import NumbaNorms
@@ -66,11 +66,11 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         replays = [(replay, times) for replay, times in parts if isinstance(replay, NumbaReplay) and replay.native]
         return NumbaReplay.chained(self._eager, replays) if len(replays) == len(parts) else super().chain(parts)
 
-    def permute(self, bits: np.random.BitGenerator, table: np.ndarray) -> None:
-        if plain(table) and table.dtype == np.int64 and table.ndim == 2:
-            shuffle.permute(bits, table)
+    def shuffle(self, seed: int, numbers: Sequence[int], table: np.ndarray) -> None:
+        if table.size and plain(table) and table.dtype == np.int64 and table.ndim == 3:
+            shuffle.shuffle(seed + (SHUFFLE << 64), numbers, table)
         else:
-            super().permute(bits, table)
+            super().shuffle(seed, numbers, table)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         if self._record is None:

@@ -92,7 +92,7 @@ class ArraySource(Source):
     def attach(self, engine: Engine, keep_outputs: bool) -> None:
         super().attach(engine, keep_outputs)
         if self._orders is not None:
-            self._orders.permute = engine.backend.permute
+            self._orders.shuffle = engine.backend.shuffle
 
     def order_of(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of epoch `epoch`."""
