@@ -121,10 +121,15 @@ class ResidentSource(ArraySource):
         self._backend = bk
         engine.plan.use_data(tuple(arrays), self._order, self._outputs, results)
 
-    def run_epochs(self, engine: Engine, first: int, count: int) -> None:
+    def order_rows(self, engine: Engine, first: int, count: int) -> None:
+        """Bring the orders of `count` epochs from `first` on to the device."""
         assert self.rows is not None
         if self._orders is not None:
             engine.backend.copy(self._orders.of(first, count).reshape(-1), out=self._order[: count * self.rows])
+
+    def run_epochs(self, engine: Engine, first: int, count: int) -> None:
+        assert self.rows is not None
+        self.order_rows(engine, first, count)
         engine.run_epochs(self.rows, count)
 
     def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
