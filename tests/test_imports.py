@@ -269,7 +269,7 @@ def test_public_names() -> None:
         nf.Dens  # noqa: B018 - the access is the test
 
 
-@pytest.mark.parametrize("name", [name for name in nf.__all__ if name != "__version__"])
+@pytest.mark.parametrize("name", sorted(name for name in nf.__all__ if name != "__version__"))
 def test_a_public_name_resolves_and_is_documented(name: str) -> None:
     value = getattr(nf, name)
     own = value.__doc__ if inspect.ismodule(value) else vars(value).get("__doc__", value.__doc__)

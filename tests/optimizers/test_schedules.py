@@ -200,7 +200,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("spec", ALL, ids=lambda s: getattr(s, "name", str(s)))
+@pytest.mark.parametrize("spec", ALL, ids=lambda s: getattr(s, "name", getattr(s, "__name__", str(s))))
 def test_table_is_the_calls(spec):
     schedule = schedules.get(spec, base_lr=LR, total_steps=40, steps_per_epoch=5)
     table = schedule.table(3, 30)
