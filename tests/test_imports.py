@@ -26,7 +26,7 @@ ORDER = (
     {"activations", "arena", "blas", "errors", "files", "machine", "precision", "random"},
     {"backends"},
     {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
-    {"parameters", "plan", "plan_layout", "plan_pool", "summary"},
+    {"parameters", "plan", "plan_layout", "plan_pool", "plan_program", "summary"},
     {"network"},
     {"training"},
     {"model"},
