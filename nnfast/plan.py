@@ -150,9 +150,8 @@ class Plan:
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
         first = None if self.outputs is None else self.outputs[: self.batch]
         kept = None if first is None else np.array(self.backend.to_numpy(first))
-        self.backend.copy(inert, out=self.state)
         try:
-            return self.backend.capture(step, temporary)
+            return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:

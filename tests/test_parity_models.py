@@ -211,8 +211,10 @@ def test_moving_between_backends(any_backend):
 class RunsWhileRecording(NumpyBackend):
     """Recording may run the step, as a warm-up before a CUDA graph does."""
 
-    def capture(self, step, temporary=()):
-        step(self)
+    def capture(self, step, temporary=(), before=lambda: None):
+        for _ in range(2):
+            before()
+            step(self)
         return Replay(lambda: step(self))
 
 

@@ -11,15 +11,35 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import astuple, dataclass
 from typing import Any
 
-__all__ = ["BIAS", "DEFAULT", "RELU_BIAS", "CublasLtError", "Library", "Plan", "Problem", "alignment"]
+__all__ = [
+    "BIAS",
+    "DEFAULT",
+    "DGELU_BGRAD",
+    "DRELU_BGRAD",
+    "GELU_AUX_BIAS",
+    "GELU_BIAS",
+    "RELU_AUX_BIAS",
+    "RELU_BIAS",
+    "CublasLtError",
+    "Library",
+    "Plan",
+    "Problem",
+    "alignment",
+    "mask_bits",
+]
 
 # cublasLtEpilogue_t. Its GELU is the tanh approximation.
 DEFAULT, BIAS, RELU_BIAS, GELU_BIAS = 1, 4, 6, 36
+# The same, and what the backward pass needs: a bit for each number that is above 0, or GELU's input
+RELU_AUX_BIAS, GELU_AUX_BIAS = 134, 164
+# The product times the activation's slope, by what the forward pass left; and its column sums, the bias gradient
+DRELU_BGRAD, DGELU_BGRAD = 152, 208
 
 # cudaDataType_t, and the type of alpha and beta, of each dtype
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -27,7 +47,7 @@ _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
 
 # cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
-_TRANSA, _TRANSB, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8
+_TRANSA, _TRANSB, _EPILOGUE, _BIAS_POINTER, _AUX_POINTER, _AUX_LD = 3, 4, 7, 8, 11, 12
 _WORKSPACE_BYTES, _ALIGNMENT_A = 1, 5
 _NOT_SUPPORTED = 15
 
@@ -171,6 +191,11 @@ def alignment(*addresses: int) -> int:
     return together & -together
 
 
+def mask_bits(columns: int) -> int:
+    """Bits between two rows of the mask that ReLU leaves: the library wants a multiple of 128."""
+    return -(-columns // 128) * 128
+
+
 @dataclass(frozen=True)
 class Problem:
     """What an algorithm is chosen for: row-major ``C = op(A) op(B)``, with an epilogue.
@@ -186,11 +211,13 @@ class Problem:
     trans_a, trans_b : bool
         Whether the operand is stored as its transpose.
     epilogue : int
-        :data:`DEFAULT`, :data:`BIAS`, :data:`RELU_BIAS` or :data:`GELU_BIAS`.
+        :data:`DEFAULT`, :data:`BIAS`, :data:`RELU_BIAS`, :data:`GELU_BIAS`, or one of those above for training.
     accumulate : bool
         Whether the product is added to what is in C.
     aligned : tuple of int
         Bytes that A, B and C are aligned to, see :func:`alignment`.
+    aux : int
+        Elements (of a mask: bits) between two rows of what the epilogue leaves, or reads, beside C; 0: there is none.
     """
 
     m: int
@@ -203,6 +230,7 @@ class Problem:
     epilogue: int = DEFAULT
     accumulate: bool = False
     aligned: tuple[int, int, int] = (16, 16, 16)
+    aux: int = 0
 
     @property
     def key(self) -> str:
@@ -257,11 +285,32 @@ class Plan:
         ):
             number32 = c_int32(value)
             library.call("cublasLtMatmulDescSetAttribute", self._operation, attribute, byref(number32), 4)
+        if problem.aux:
+            self._point(_AUX_LD, ctypes.c_int64(problem.aux))
         self._b = layout(n, k) if problem.trans_b else layout(k, n)
         self._a = layout(k, m) if problem.trans_a else layout(m, k)
         self._c = layout(m, n)
-        self.candidates = self._heuristics()
+        with self._somewhere():
+            self.candidates = self._heuristics()
         self.algorithm = self.candidates[0]
+
+    @contextmanager
+    def _somewhere(self) -> Iterator[None]:
+        """Within it, the operation has addresses: nothing is read there, but their alignment says what can be done."""
+        places = [(_AUX_POINTER, 256)] * bool(self.problem.aux) + [(_BIAS_POINTER, 64)] * (
+            self.problem.epilogue != DEFAULT
+        )
+        for attribute, address in places:
+            self._point(attribute, c_void_p(address))
+        try:
+            yield
+        finally:
+            for attribute, _ in places:
+                self._point(attribute, c_void_p(0))
+
+    def _point(self, attribute: int, value: Any) -> None:
+        """Set an attribute of eight bytes of the operation."""
+        self.library.call("cublasLtMatmulDescSetAttribute", self._operation, attribute, byref(value), 8)
 
     def _made(self, name: str, *arguments: Any) -> c_void_p:
         made = self.library.created(name, *arguments)
@@ -295,10 +344,11 @@ class Plan:
         """Whether `algorithm`, from an earlier process, solves this problem within the workspace."""
         result = Heuristic()
         try:
-            self.library.call(
-                "cublasLtMatmulAlgoCheck", self.library.handle, self._operation, self._b, self._a, self._c, self._c,
-                byref(algorithm), byref(result),
-            )  # fmt: skip
+            with self._lock, self._somewhere():
+                self.library.call(
+                    "cublasLtMatmulAlgoCheck", self.library.handle, self._operation, self._b, self._a, self._c, self._c,
+                    byref(algorithm), byref(result),
+                )  # fmt: skip
         except CublasLtError:
             return False
         return result.workspace <= self.workspace
@@ -316,13 +366,25 @@ class Plan:
         self.algorithm = self.candidates[min(times)[1]]
 
     def run(
-        self, a: int, b: int, c: int, bias: int, workspace: int, stream: int, algorithm: Algorithm | None = None
+        self,
+        a: int,
+        b: int,
+        c: int,
+        bias: int,
+        workspace: int,
+        stream: int,
+        aux: int = 0,
+        algorithm: Algorithm | None = None,
     ) -> None:
-        """Compute, on a stream; all are addresses on the device, `bias` 0 where there is none."""
+        """Compute, on a stream; all are addresses on the device, `bias` and `aux` 0 where there is none.
+
+        The epilogues of the backward pass write their bias gradient to `bias`.
+        """
         with self._lock:
             if bias:
-                held = c_void_p(bias)
-                self.library.call("cublasLtMatmulDescSetAttribute", self._operation, _BIAS_POINTER, byref(held), 8)
+                self._point(_BIAS_POINTER, c_void_p(bias))
+            if aux:
+                self._point(_AUX_POINTER, c_void_p(aux))
             self.library.call(
                 "cublasLtMatmul", self.library.handle, self._operation, byref(self._alpha), b, self._b, a, self._a,
                 byref(self._beta), c, self._c, c, self._c, byref(algorithm or self.algorithm), workspace,

@@ -135,14 +135,19 @@ class Backend(ABC):
     def release(self) -> None:  # noqa: B027 - NumPy's memory goes back by itself
         """Give memory that is not used back to the system; called when a training has ended."""
 
-    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
+    def capture(
+        self,
+        step: Callable[[Backend], None],
+        temporary: Sequence[Array] = (),
+        before: Callable[[], None] = lambda: None,
+    ) -> Replay:
         """Record the calls that ``step(backend)`` makes, for replaying them.
 
         What is in the `temporary` arrays after a run is undefined: a backend need not write what only the step reads.
 
-        A backend may pass itself or a recorder of its own to `step`, and may run `step` now or not;
-        the caller resets what a run would have changed. Work that does not go through the backend
-        is wrapped in :meth:`python`.
+        A backend may pass itself or a recorder of its own to `step`, and may run `step` now, several times, or not. It
+        calls `before` ahead of each run, and the caller resets what the last one would have changed. Work that does not
+        go through the backend is wrapped in :meth:`python`.
         """
         return Replay(lambda: step(self))
 

@@ -20,6 +20,7 @@ from .base import Array, Backend
 from .cupy_arrays import CupyArrays, probe
 from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
+from .cupy_linear import CudaLinear
 from .cupy_products import CudaProducts
 from .cupy_steps import CudaSteps
 
@@ -31,6 +32,8 @@ _Class = TypeVar("_Class", bound=type)
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
+        if self._recording.pending is not None and method.__name__ != "linear_act_grad":
+            self._flush()  # a product that waited for this call, in vain
         if cupy_fork.lost():
             raise DeviceUnavailable(f"device {self.device!r} cannot be used: {cupy_fork.REASON}")
         try:
@@ -63,14 +66,14 @@ def _contract(cls: _Class) -> _Class:
         if name.startswith("_") or not callable(declared) or name in ("capture", "chain", "python", "rounding"):
             continue
         method = getattr(cls, name)
-        if any(name in vars(part) for part in (CudaLayers, CudaSteps)):
+        if any(name in vars(part) for part in (CudaLayers, CudaLinear, CudaSteps)):
             method = _kernel_or_composition(method)
         setattr(cls, name, _on_own_device(method))
     return cls
 
 
 @_contract
-class CupyBackend(CudaGraphs, CudaLayers, CudaSteps, CudaProducts):
+class CupyBackend(CudaGraphs, CudaLinear, CudaLayers, CudaSteps, CudaProducts):
     """One CUDA device through CuPy.
 
     Work goes to the current stream of the calling thread. float32 and float64 have kernels; other

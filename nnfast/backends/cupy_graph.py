@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .base import Array, Backend, Replay
+from .cupy_linear import Auxiliary
 
 __all__ = ["CudaGraphs", "GraphReplay"]
 
@@ -33,15 +34,17 @@ class GraphReplay(Replay):
         The step.
     graph : cupy.cuda.Graph
         Of one step.
+    auxiliary : Auxiliary
+        Memory that the graph works on, and the plan does not know of.
     """
 
-    def __init__(self, backend: CudaGraphs, step: Callable[[Backend], None], graph: Any) -> None:
-        self._backend, self._recorded, self._graph = backend, step, graph
+    def __init__(self, backend: CudaGraphs, step: Callable[[Backend], None], graph: Any, auxiliary: Any) -> None:
+        self._backend, self._recorded, self._graph, self._auxiliary = backend, step, graph, auxiliary
         self._several: Any = None
 
     def run(self, times: int = 1) -> None:
         if times >= SEVERAL and self._several is None:
-            self._several = self._backend.graph_of(self._recorded, SEVERAL) or False
+            self._several = self._backend.graph_of(self._recorded, self._auxiliary, SEVERAL) or False
         if self._several:
             many, times = divmod(times, SEVERAL)
             for _ in range(many):
@@ -61,6 +64,8 @@ class _Recording(threading.local):
     capturing = False
     rounding = False
     refused: str | None = None
+    auxiliary: Any = None  # cupy_linear.Auxiliary, while products wait
+    pending: Any = None  # the operands of one that does
 
 
 class CudaGraphs:
@@ -69,6 +74,9 @@ class CudaGraphs:
     _cupy: Any
     _device: Any
     _cublaslt: Any
+    _waiting: Any
+    _make_masks: Any
+    _flush: Any
     fused: bool
 
     def __init__(self, *args: Any) -> None:
@@ -83,10 +91,16 @@ class CudaGraphs:
             self._recording.refused = reason
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
+        self._flush()
         self._refuse(f"Python code, {getattr(function, '__qualname__', function)}")
         function(self, *args)
 
-    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
+    def capture(
+        self,
+        step: Callable[[Backend], None],
+        temporary: Sequence[Array] = (),
+        before: Callable[[], None] = lambda: None,
+    ) -> Replay:
         """A graph of ``step(self)``, or, where something in it refuses, the step as it is."""
         with self._device:
             # What is on the current stream must be there before another one reads it
@@ -95,22 +109,29 @@ class CudaGraphs:
             with stream:
                 # Compiles kernels, chooses algorithms, takes working memory
                 self._recording.refused = None if self.fused else "operations that are not fused"
-                step(self)  # type: ignore[arg-type]
+                auxiliary = Auxiliary()
+                before()
+                with self._waiting(auxiliary):
+                    step(self)  # type: ignore[arg-type]
+                if self._recording.refused is None and self._make_masks(auxiliary):
+                    before()
+                    with self._waiting(auxiliary):  # now with the masks
+                        step(self)  # type: ignore[arg-type]
                 stream.synchronize()
-        graph = None if self._recording.refused else self.graph_of(step)
+        graph = None if self._recording.refused else self.graph_of(step, auxiliary)
         if graph is None:
             reason = str(self._recording.refused)
             if self.fused and reason not in self._said:
                 self._said.add(reason)
                 _log.warning("a step runs kernel by kernel, since it cannot be captured in a graph: %s", reason)
             return Replay(lambda: self._eager(step))
-        return GraphReplay(self, step, graph)
+        return GraphReplay(self, step, graph, auxiliary)
 
     def _eager(self, step: Callable[[Backend], None]) -> None:
         with self._device:
             step(self)  # type: ignore[arg-type]
 
-    def graph_of(self, step: Callable[[Backend], None], times: int = 1) -> Any:
+    def graph_of(self, step: Callable[[Backend], None], auxiliary: Any, times: int = 1) -> Any:
         """The graph of so many steps, or ``None`` where CUDA refuses. Nothing is computed now."""
         runtime = self._cupy.cuda.runtime
         failed: Exception | None = None
@@ -124,7 +145,8 @@ class CudaGraphs:
             self._recording.capturing = True
             try:
                 for _ in range(times):
-                    step(self)  # type: ignore[arg-type]
+                    with self._waiting(auxiliary):
+                        step(self)  # type: ignore[arg-type]
             except (runtime.CUDARuntimeError, RuntimeError) as error:
                 failed = error
             finally:

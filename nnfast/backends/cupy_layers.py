@@ -16,7 +16,7 @@ from ..random import keep_threshold
 from .base import Array
 
 
-def _same(*arrays: Array | None) -> bool:
+def same(*arrays: Array | None) -> bool:
     """Whether the arrays that are there have one shape."""
     shapes = {x.shape for x in arrays if x is not None}
     return len(shapes) <= 1
@@ -30,21 +30,18 @@ class CudaLayers:
     _type: Any
     _scratch: Any
     _array_type: Any
-    gemm: Any
-    _product: Any
-    epilogues: Any
 
     # ---- elementwise and column sums ------------------------------------------------------------
     def add(self, x: Array, y: Array, *, out: Array) -> Any:
         t = self._type(x, y, out)
-        if t is None or not _same(x, y, out):
+        if t is None or not same(x, y, out):
             return NotImplemented
         self._launch("reduce", "add", (t,), self._kernels.flat(x.size), x, y, out, x.size)
         return None
 
     def add_bias(self, x: Array, b: Array, *, out: Array) -> Any:
         t = self._type(x, b, out)
-        if t is None or not _same(x, out) or b.shape != x.shape[-1:]:
+        if t is None or not same(x, out) or b.shape != x.shape[-1:]:
             return NotImplemented
         self._bias_act(t, activations.get(None), x, b, None, out)
         return None
@@ -59,7 +56,7 @@ class CudaLayers:
     def act(self, act: str | Activation, z: Array, *, out: Array) -> Any:
         act = activations.get(act)
         t = self._type(z, out)
-        if t is None or not _same(z, out) or z.ndim == 0:
+        if t is None or not same(z, out) or z.ndim == 0:
             return NotImplemented
         if act.name == "softmax":
             self._rows(t, "softmax", z, z, out)
@@ -70,7 +67,7 @@ class CudaLayers:
     def act_grad(self, act: str | Activation, dy: Array, saved: Array, *, out: Array) -> Any:
         act = activations.get(act)
         t = self._type(dy, saved, out)
-        if t is None or saved is None or not _same(dy, saved, out) or dy.ndim == 0:
+        if t is None or saved is None or not same(dy, saved, out) or dy.ndim == 0:
             return NotImplemented
         if act.name == "softmax":
             self._rows(t, "softmax_grad", dy, dy, saved, out)
@@ -122,54 +119,10 @@ class CudaLayers:
         shape = ((blocks, len(pairs)), block)
         self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns)
 
-    # ---- linear layers --------------------------------------------------------------------------
-    def linear_act(
-        self, x: Array, W: Array, b: Array | None, act: str | Activation, *, out: Array, saved: Array | None = None
-    ) -> Any:
-        act = activations.get(act)
-        t = self._type(x, W, b, out, saved)
-        if t is None or not _same(out, saved) or (b is not None and b.shape != W.shape[1:]):
-            return NotImplemented
-        epilogue = self.epilogues.get(act.name) if b is not None and saved is None else None
-        if epilogue is not None and self._product(x, W, out, epilogue=epilogue, bias=b):
-            return None
-        self.gemm(x, W, out=out)
-        softmax = act.name == "softmax"
-        if b is not None or saved is not None or act.name not in ("identity", "softmax"):
-            self._bias_act(t, activations.get(None) if softmax else act, out, b, saved, out)
-        if softmax:
-            self._rows(t, "softmax", out, out, out)
-        return None
-
-    def linear_act_grad(
-        self,
-        dy: Array,
-        x: Array,
-        W: Array,
-        saved: Array | None,
-        act: str | Activation,
-        *,
-        dx: Array | None,
-        dW: Array,
-        db: Array | None,
-    ) -> Any:
-        act = activations.get(act)
-        t = self._type(dy, x, W, saved, dx, dW, db)
-        plain = act.name == "identity"
-        if t is None or act.name == "softmax" or db is None or (saved is None and not plain):
-            return NotImplemented  # nothing to fuse: the composition calls the kernels one by one
-        if db.shape != dy.shape[1:] or not (plain or _same(dy, saved)):
-            return NotImplemented
-        self._act_grad_bias(t, act, dy, saved, None if plain else dy, db)
-        self.gemm(x, dy, out=dW, trans_a=True)
-        if dx is not None:
-            self.gemm(dy, W, out=dx, trans_b=True)
-        return None
-
     # ---- random numbers and rows ----------------------------------------------------------------
     def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
         t = self._type(x, out)
-        if t is None or not _same(x, out):
+        if t is None or not same(x, out):
             return NotImplemented
         shape = self._kernels.flat(x.size)
         arguments = (x, out, x.size, state, stream, keep_threshold(rate), 1.0 / (1.0 - rate))
@@ -308,7 +261,7 @@ class CudaLayers:
         running_var: Array,
     ) -> Any:
         t = self._type(mean, var, running_mean, running_var)
-        if t is None or not _same(mean, var, running_mean, running_var):
+        if t is None or not same(mean, var, running_mean, running_var):
             return NotImplemented
         unbiased = rows / max(rows - 1, 1)
         arguments = (mean, var, state, mean.size, float(momentum), unbiased, running_mean, running_var)
@@ -326,5 +279,5 @@ def _fits(
         and x.size > 0
         and all(v.shape == x.shape[1:] for v in columns)
         and all(v.shape == x.shape[:1] for v in rows)
-        and _same(x, *like)
+        and same(x, *like)
     )

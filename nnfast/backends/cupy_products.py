@@ -44,7 +44,7 @@ _RUNS = 3
 _DEFAULT_MATH, _TF32_MATH = 0, 3
 _DTYPES = {"f": "float32", "d": "float64"}
 
-_Addresses = tuple[int, int, int, int, int, int]  # A, B, C, bias, workspace, stream
+_Addresses = tuple[int, int, int, int, int, int, int]  # A, B, C, bias, workspace, stream, aux
 
 
 class CudaProducts(CupyArrays):
@@ -112,8 +112,12 @@ class CudaProducts(CupyArrays):
         beta: float = 0.0,
         epilogue: int = DEFAULT,
         bias: Array | None = None,
+        aux: tuple[Array, int] | None = None,
     ) -> bool:
-        """``out = f(op(a) @ op(b) + beta * out + bias)`` by cuBLASLt; whether it could."""
+        """``out = f(op(a) @ op(b) + beta * out + bias)`` by cuBLASLt; whether it could.
+
+        `aux` is what the epilogue leaves or reads beside that, with the elements (bits) between two rows of it.
+        """
         kind = a.dtype.char
         m, k = a.shape[::-1] if trans_a else a.shape
         k_b, n = b.shape[::-1] if trans_b else b.shape
@@ -127,10 +131,12 @@ class CudaProducts(CupyArrays):
         aligned = (alignment(a.data.ptr), alignment(b.data.ptr), alignment(out.data.ptr))
         dtype = _DTYPES[kind]
         compute = "tf32" if kind == "f" and self._recording.rounding else dtype
-        problem = Problem(m, n, k, dtype, compute, trans_a, trans_b, epilogue, beta == 1.0, aligned)
+        held, stride = (0, 0) if aux is None else (aux[0].data.ptr, aux[1])
+        problem = Problem(m, n, k, dtype, compute, trans_a, trans_b, epilogue, beta == 1.0, aligned, stride)
         stream = self._cupy.cuda.get_current_stream().ptr
         workspace = self._scratch("cublaslt", _WORKSPACE, "uint8").data.ptr
-        addresses = (a.data.ptr, b.data.ptr, out.data.ptr, 0 if bias is None else bias.data.ptr, workspace, stream)
+        given = 0 if bias is None else bias.data.ptr
+        addresses = (a.data.ptr, b.data.ptr, out.data.ptr, given, workspace, stream, held)
         if problem not in self._plans:
             self._plans[problem] = self._planned(self._cublaslt, problem, addresses)
         plan = self._plans[problem]

@@ -53,7 +53,12 @@ class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
         function = getattr(NumpyBackend, method)
         self.python(lambda backend: function(backend, *args, **kwargs))
 
-    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> NumbaReplay:
+    def capture(
+        self,
+        step: Callable[[Backend], None],
+        temporary: Sequence[Array] = (),
+        before: Callable[[], None] = lambda: None,
+    ) -> NumbaReplay:
         """Record the calls that ``step(backend)`` makes; nothing is computed now."""
         recorder = copy.copy(self)
         record: list[Any] = []

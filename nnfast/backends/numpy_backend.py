@@ -48,7 +48,12 @@ class NumpyBackend(ArrayBackend):
     def copy(self, src: Array, *, out: Array) -> None:
         np.copyto(out, src, casting="same_kind")
 
-    def capture(self, step: Callable[[Backend], None], temporary: Sequence[Array] = ()) -> Replay:
+    def capture(
+        self,
+        step: Callable[[Backend], None],
+        temporary: Sequence[Array] = (),
+        before: Callable[[], None] = lambda: None,
+    ) -> Replay:
         def quiet() -> None:
             # A value that is not finite is found where it counts, by record_loss and the optimizer's step
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

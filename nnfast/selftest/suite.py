@@ -144,7 +144,7 @@ def _replays(backend: Backend, dtype: str) -> None:
     """Recorded steps against the same steps one by one."""
     eager = copy.copy(backend)
     # Its own attribute comes before the class's method
-    vars(eager)["capture"] = lambda step, temporary=(): Replay(lambda: step(eager))
+    vars(eager)["capture"] = lambda step, temporary=(), before=None: Replay(lambda: step(eager))
     recorded, one_by_one = _fit(backend, dtype, "adam"), _fit(eager, dtype, "adam")
     _close(recorded, one_by_one, dtype)
 

@@ -8,6 +8,7 @@
 namespace {
 constexpr int kSuccess = 0, kInvalidValue = 7, kNotSupported = 15;
 constexpr int kDefault = 1, kBias = 4, kReluBias = 6, kGeluBias = 36;
+constexpr int kReluAuxBias = 134, kGeluAuxBias = 164, kReluSlope = 152, kGeluSlope = 208;
 constexpr int kFloat = 0, kDouble = 1, kFast = 77;
 constexpr uint64_t kFirst = 100;  // number of the first algorithm
 constexpr int kAlgorithms = 3;
@@ -19,7 +20,12 @@ uint64_t failing_algorithm = 0;
 
 struct Operation {
     int compute, scale, transa = 0, transb = 0, epilogue = kDefault;
-    const void* bias = nullptr;
+    void* bias = nullptr;
+    void* aux = nullptr;
+    int64_t aux_leading = 0;
+    bool masks() const { return epilogue == kReluAuxBias || epilogue == kReluSlope; }
+    bool slopes() const { return epilogue == kReluSlope || epilogue == kGeluSlope; }
+    bool auxiliary() const { return masks() || epilogue == kGeluAuxBias || epilogue == kGeluSlope; }
 };
 struct Layout {
     int type;
@@ -68,7 +74,8 @@ bool sizes(const Operation& op, const Layout& a, const Layout& b, const Layout& 
 }
 
 bool known(const Operation& op, int type) {
-    const bool epilogue = op.epilogue == kDefault || op.epilogue == kBias || op.epilogue == kReluBias || op.epilogue == kGeluBias;
+    const bool plain = op.epilogue == kDefault || op.epilogue == kBias || op.epilogue == kReluBias || op.epilogue == kGeluBias;
+    const bool epilogue = plain || (op.auxiliary() && op.aux && op.aux_leading % (op.masks() ? 128 : 8) == 0 && op.aux_leading > 0);
     const bool computes = type == kDouble ? op.compute == 70 && op.scale == kDouble : op.compute != 70 && op.scale == kFloat;
     return epilogue && computes && (type == kFloat || type == kDouble) && op.epilogue != refused_epilogue;
 }
@@ -85,10 +92,30 @@ double tf32(double value) {
     return single;
 }
 
-double after(int epilogue, double x) {
-    if (epilogue == kReluBias) return x < 0 ? 0 : x;
-    if (epilogue == kGeluBias) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    return x;
+double inner(double x) { return std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)); }
+
+double gelu_slope(double x) {
+    const double t = inner(x);
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
+// What becomes of a number of the product at (i, j), and what is left beside it
+template <class T>
+double after(const Operation& op, double x, uint64_t i, uint64_t j) {
+    const int64_t at = i + j * op.aux_leading;
+    auto* const bits = static_cast<uint8_t*>(op.aux);
+    switch (op.epilogue) {
+        case kReluAuxBias:
+            if (x > 0) bits[at / 8] |= 1 << at % 8;
+            else bits[at / 8] &= ~(1 << at % 8);
+            [[fallthrough]];
+        case kReluBias: return x < 0 ? 0 : x;
+        case kGeluAuxBias: static_cast<T*>(op.aux)[at] = T(x); [[fallthrough]];
+        case kGeluBias: return 0.5 * x * (1 + inner(x));
+        case kReluSlope: return bits[at / 8] >> at % 8 & 1 ? x : 0;
+        case kGeluSlope: return x * gelu_slope(static_cast<const T*>(op.aux)[at]);
+        default: return x;
+    }
 }
 
 template <class T>
@@ -103,9 +130,14 @@ void multiply(const Operation& op, double alpha, const T* a, const Layout& la, c
                        round(op.transb ? b[j + p * lb.leading] : b[p + j * lb.leading]);
             double value = alpha * sum;
             if (beta != 0) value += beta * c[i + j * lc.leading];
-            if (op.epilogue != kDefault) value += static_cast<const T*>(op.bias)[i];
-            d[i + j * ld.leading] = T(after(op.epilogue, value));
+            if (op.epilogue != kDefault && !op.slopes()) value += static_cast<const T*>(op.bias)[i];
+            d[i + j * ld.leading] = T(after<T>(op, value, i, j));
         }
+    for (uint64_t i = 0; op.slopes() && i < m; ++i) {
+        double sum = 0;
+        for (uint64_t j = 0; j < n; ++j) sum += d[i + j * ld.leading];
+        static_cast<T*>(op.bias)[i] = T(sum);
+    }
 }
 }  // namespace
 
@@ -127,8 +159,9 @@ int cublasLtMatmulDescCreate(void** out, int compute, int scale) {
 int cublasLtMatmulDescDestroy(void* made) { return destroy<Operation>(made); }
 int cublasLtMatmulDescSetAttribute(void* made, int attribute, const void* value, size_t bytes) {
     auto& op = *static_cast<Operation*>(made);
-    if (attribute == 8 && bytes == 8) {
-        std::memcpy(&op.bias, value, 8);
+    void* const wide = attribute == 8 ? (void*)&op.bias : attribute == 11 ? (void*)&op.aux : attribute == 12 ? (void*)&op.aux_leading : nullptr;
+    if (wide && bytes == 8) {
+        std::memcpy(wide, value, 8);
         return kSuccess;
     }
     int* const to = attribute == 3 ? &op.transa : attribute == 4 ? &op.transb : attribute == 7 ? &op.epilogue : nullptr;
@@ -192,6 +225,7 @@ int cublasLtMatmul(void*, void* op, const void* alpha, const void* a, void* la, 
     if (!known(operation, A.type) || algorithm->data[0] == failing_algorithm) return kNotSupported;
     if (bytes < kWorkspace[number] || (bytes && !workspace)) return kInvalidValue;
     if (operation.epilogue != kDefault && !operation.bias) return kInvalidValue;
+    if (operation.auxiliary() && operation.aux_leading < int64_t(m)) return kInvalidValue;
     if (kWorkspace[number]) std::memset(workspace, 0x5a, kWorkspace[number]);
     if (A.type == kFloat)
         multiply<float>(operation, *static_cast<const float*>(alpha), static_cast<const float*>(a), A,

@@ -255,3 +255,53 @@ def test_where_nothing_can_be_written_the_choice_holds_for_the_process(tmp_path:
     choices = Algorithms("gpu", 1, tmp_path / "file" / "below")
     choices.put("a", algorithm(4))
     assert bytes(choices.get("a") or b"") == bytes(algorithm(4))
+
+
+# ---- epilogues of training -------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [(3, 8, 7), (17, 24, 33), (1, 8, 5), (5, 136, 4)])
+@pytest.mark.parametrize("kind", ["relu", "gelu"])
+def test_what_the_forward_pass_leaves_is_what_the_backward_pass_needs(
+    library: Library, kind: str, size: tuple[int, int, int], dtype: str
+) -> None:
+    m, n, k = size
+    rng = np.random.default_rng(m + n)
+    x, W, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (n,)))
+    z = x.astype("f8") @ W.astype("f8") + bias
+    if kind == "relu":
+        forward, backward, leading = cublaslt.RELU_AUX_BIAS, cublaslt.DRELU_BGRAD, cublaslt.mask_bits(n)
+        aux = np.full(m * leading // 8, 0x5A, np.uint8)
+        expected, slope = np.maximum(z, 0), (z > 0).astype("f8")
+    else:
+        forward, backward, leading = cublaslt.GELU_AUX_BIAS, cublaslt.DGELU_BGRAD, n
+        aux = np.zeros((m, n), dtype)
+        step = 1e-6
+        expected = after(GELU_BIAS, z)
+        slope = (after(GELU_BIAS, z + step) - after(GELU_BIAS, z - step)) / (2 * step)
+    out = np.zeros((m, n), dtype)
+    workspace = np.empty(WORKSPACE, np.uint8)
+    plan = Plan(library, Problem(m, n, k, dtype, dtype, epilogue=forward, aux=leading), WORKSPACE)
+    plan.run(x.ctypes.data, W.ctypes.data, out.ctypes.data, bias.ctypes.data, workspace.ctypes.data, 0, aux.ctypes.data)
+    tolerance = 1e-5 if dtype == "float32" else 1e-8
+    np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
+    # dz of this layer from the one above, with weights V (n, p): (dy V^T) * slope, and its column sums
+    p = 6
+    dy, V = rng.standard_normal((m, p)).astype(dtype), rng.standard_normal((n, p)).astype(dtype)
+    dz, db = np.zeros((m, n), dtype), np.zeros(n, dtype)
+    problem = Problem(m, n, p, dtype, dtype, trans_b=True, epilogue=backward, aux=leading)
+    Plan(library, problem, WORKSPACE).run(
+        dy.ctypes.data, V.ctypes.data, dz.ctypes.data, db.ctypes.data, workspace.ctypes.data, 0, aux.ctypes.data
+    )
+    wanted = (dy.astype("f8") @ V.T.astype("f8")) * slope
+    np.testing.assert_allclose(dz, wanted, rtol=10 * tolerance, atol=10 * tolerance)
+    np.testing.assert_allclose(db, wanted.sum(axis=0), rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_rows_of_masks() -> None:
+    assert [cublaslt.mask_bits(n) for n in (1, 128, 129, 1000)] == [128, 128, 256, 1024]
+
+
+def test_auxiliary_memory_must_be_as_wide_as_the_library_wants(library: Library) -> None:
+    for epilogue, leading in ((cublaslt.RELU_AUX_BIAS, 64), (cublaslt.GELU_AUX_BIAS, 12), (cublaslt.DRELU_BGRAD, 0)):
+        with pytest.raises(CublasLtError, match="not supported"):
+            Plan(library, Problem(4, 12, 4, "float32", "float32", epilogue=epilogue, aux=leading), WORKSPACE)
