@@ -123,6 +123,8 @@ def fit(
             precision=precision,
         )
         source.attach(engine, bool(metric_list))
+        if validation is not None and _fits(backend, validation.x, dtype):
+            validation.live_on(backend, dtype)
     try:
         return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.base import Backend
 from ..losses import Hinge, Loss
 from ..network import Network
 from . import data
@@ -27,22 +28,34 @@ class Validation:
             raise data.EmptyDataError("the validation data have no rows")
         data.check_finite(x, "validation X", dtype)
         self.x, self.loss, self.metrics = x, loss, metrics
+        self._resident: tuple[Any, ...] | None = None
         self.target = loss.targets(y, model.out_shape, dtype)
         self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
 
+    def live_on(self, backend: Backend, dtype: Any) -> None:
+        """Keep the data on a GPU, so that an evaluation brings only its outputs to the host, and those at its end."""
+        if backend.xp is not np:
+            self._resident = tuple(
+                None if array is None else backend.asarray(array, dtype if array.dtype.kind == "f" else None)
+                for array in (self.x, self.target, self.weight)
+            )
+
     def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
         """Loss and metrics, by name."""
+        x, target, weight = self._resident or (self.x, self.target, self.weight)
         outputs, loss = forward(
             model,
-            self.x,
+            x,
             loss=self.loss,
-            target=self.target,
-            weight=self.weight,
+            target=target,
+            weight=weight,
             batch_size=batch_size,
             outputs=bool(self.metrics),
+            on_device=self._resident is not None,
         )
         logs = {"loss": loss}
         if outputs is not None:
+            outputs = model.parameters.backend.to_numpy(outputs)
             logs |= compute_metrics(self.metrics, self.loss, self.target, outputs, self.weight)
         return logs
 

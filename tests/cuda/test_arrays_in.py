@@ -103,3 +103,37 @@ def test_work_goes_to_the_current_stream(problem: tuple[np.ndarray, np.ndarray])
                            out=backend.empty((21, 2), np.float32))  # fmt: skip
         model.predict(X)
     assert set(backend._cupy.streams.launched) == {own.ptr}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_validation_data_live_on_the_device(problem: tuple[np.ndarray, np.ndarray], weighted: bool) -> None:
+    """They are brought there once, and of an evaluation only the outputs come back, at its end."""
+    X, y = problem
+    held: tuple = (X[:9].astype(np.float64), y[:9], *([np.linspace(0.5, 2, 9)] if weighted else []))
+    curves = [
+        _model().fit(
+            X, y, loss="cross_entropy", epochs=3, batch_size=8, device=device, validation_data=held,
+            metrics=["accuracy"], seed=0, verbose=0,
+        )
+        for device in ("numpy", emulated_backend())
+    ]  # fmt: skip
+    for name in ("val_loss", "val_accuracy"):
+        np.testing.assert_allclose(curves[1][name], curves[0][name], rtol=1e-5)
+    backend = emulated_backend()
+
+    class Watch(nf.Callback):
+        def __init__(self) -> None:
+            self.uploads: list[int] = []
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            self.uploads.append(backend.counts.uploads)
+
+    per_epoch = []
+    for validation in (None, held):
+        watch = Watch()
+        _model().fit(
+            X, y, loss="cross_entropy", epochs=5, batch_size=8, device=backend, validation_data=validation,
+            shuffle=False, callbacks=[watch], verbose=0,
+        )  # fmt: skip
+        per_epoch.append(set(np.diff(watch.uploads)[1:]))
+    assert per_epoch[0] == per_epoch[1]
