@@ -17,10 +17,10 @@ from .. import memory
 from . import micro, scalar, threads, tuning
 from .activation_functions import POINTWISE
 from .driver import Call
-from .gemm import reduce_call
 from .micro import ADD
 from .product import row_product
 from .specialise import function, kernel
+from .sums import reduce_call
 
 BLOCK = 4096  # elements; three arrays of it in float32 fit a first-level cache
 

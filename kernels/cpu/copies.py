@@ -19,9 +19,9 @@ from .. import memory
 from . import chain, tuning
 from .chain import Chain
 from .driver import Call
-from .gemm import sums_for_each
 from .intrinsics import copy_memory
 from .specialise import kernel
+from .sums import sums_for_each
 
 __all__ = ["Update", "reaches", "with_copies"]
 

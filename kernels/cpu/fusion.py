@@ -15,7 +15,7 @@ from . import threads, tuning
 from .chain import Chain, memory_of, operands
 from .copies import Update, with_copies
 from .driver import Call
-from .gemm import reduced_together
+from .sums import reduced_together
 
 
 def _cut_for_update(call: Call, late: Sequence[Call], step: Call) -> Call | None:

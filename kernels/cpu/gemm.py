@@ -9,7 +9,6 @@ row-major C = A B is the column-major C^T = B^T A^T.
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache as once
 from typing import Any
 
@@ -21,6 +20,7 @@ from .driver import Call, Packing
 from .intrinsics import blas_gemm
 from .micro import ADD, RELU
 from .specialise import function, kernel
+from .sums import reduce_call
 
 
 @once
@@ -89,88 +89,6 @@ def gemm_depth(I, F, task):
     c = I[0] + task // I[11] * I[1] * I[2] * T_SIZE
     beta = T(0.0) if task % I[11] == 0 else T(1.0)
     BLOCK(I[12], I[7], I[8], I[1], I[2], depth, a, I[9], b, I[10], beta, c, I[2])
-
-
-def add_parts(I, F, task):
-    """``out = beta * out + sum of the parts``, in the parts' order; I: out, size, parts, count, chunk."""
-    first = task * I[4]
-    size = min(I[4], I[1] - first)
-    beta = T(F[0])
-    out = ptr(I[0] + first * T_SIZE)
-    for i in range(size):
-        out[i] = T(0.0) if beta == T(0.0) else beta * out[i]
-    for p in range(I[3]):
-        part = ptr(I[2] + (p * I[1] + first) * T_SIZE)
-        for i in range(size):
-            out[i] += part[i]
-
-
-def add_all_parts(I, F, task):
-    """Several sums of parts; I: number, chunk, then out, size, parts, count of each.
-
-    A task does a chunk of the results, as if they lay one after the other.
-    """
-    first, end = task * I[1], (task + 1) * I[1]
-    for s in range(I[0]):
-        size = I[3 + 4 * s]
-        a, b = max(first, 0), min(end, size)
-        if a < b:
-            out = ptr(I[2 + 4 * s])
-            for i in range(a, b):
-                out[i] = T(0.0)
-            for p in range(I[5 + 4 * s]):
-                part = ptr(I[4 + 4 * s] + p * size * T_SIZE)
-                for i in range(a, b):
-                    out[i] += part[i]
-        first, end = first - size, end - size
-
-
-def reduced_together(calls: Sequence[Call]) -> list[Call]:
-    """Calls of :func:`reduce_call` of one dtype with no `beta` as one, others after it as they are.
-
-    The results lie in the order of their addresses, so that a thread adds up the gradients that it will update.
-    """
-    dtypes = {kernel(add_parts, dtype): dtype for dtype in {call.keep[-1].dtype for call in calls if call.reduces}}
-    rest = [call for call in calls if not call.reduces]
-    merged: list[Call] = []
-    for address, dtype in dtypes.items():
-        same = sorted((c for c in calls if c.reduces and c.function == address), key=lambda call: int(call.ints[0]))
-        if len(same) == 1:
-            merged += same
-            continue
-        total = sum(int(call.ints[1]) for call in same)
-        number = threads.count() if total >= tuning.PARALLEL_TRANSFERS else 1
-        merged.append(_sums_call(same, -(-total // (number * 64)) * 64, dtype))
-    return [*merged, *rest]
-
-
-def _sums_call(calls: Sequence[Call], chunk: int, dtype: Any, outs: Sequence[int] | None = None) -> Call:
-    """What `calls` of :func:`reduce_call` do, as one; `outs` are the addresses of the results, if they are others."""
-    outs = [int(call.ints[0]) for call in calls] if outs is None else outs
-    records = [v for call, out in zip(calls, outs, strict=True) for v in (out, *call.ints[1:4])]
-    tasks = -(-sum(int(call.ints[1]) for call in calls) // chunk)
-    ints = np.array([len(calls), chunk, *records])
-    return Call(kernel(add_all_parts, dtype), ints, np.zeros(1), tasks, tasks > 1, keep=tuple(calls))
-
-
-def sums_for_each(calls: Sequence[Call], copies: int, distance: int, step: int, dtype: Any) -> Call:
-    """What `calls` of :func:`reduce_call` do, `copies` times, a task each.
-
-    The results are `distance` bytes after those of the calls, and `step` bytes on for each following copy.
-    """
-    outs = [int(call.ints[0]) + distance + copy * step for copy in range(copies) for call in calls]
-    return _sums_call([*calls] * copies, sum(int(call.ints[1]) for call in calls), dtype, outs)
-
-
-def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
-    """``out = beta * out + parts.sum(axis=0)``, always in the same order; `out` is a result of the step, read late."""
-    chunk = min(tuning.CHUNK_ELEMENTS, max(-(-out.size // (16 * threads.count())) * 16, 256))
-    tasks = -(-out.size // chunk)
-    ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk], np.int64)
-    parallel = tasks > 1 and parts.size >= tuning.PARALLEL_ELEMENTS and threads.count() > 1
-    call = Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
-    call.reduces, call.writes = beta == 0.0, (out,)
-    return call
 
 
 # ---- generated ---------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import numpy as np
 from .. import memory
 from . import activations, threads, tuning
 from .driver import Call
-from .gemm import depth_product, gemm_calls, reduce_call, rows_product, starts_from_bias
+from .gemm import depth_product, gemm_calls, rows_product, starts_from_bias
+from .sums import reduce_call
 
 
 def forward_calls(

@@ -12,10 +12,10 @@ from .. import memory
 from .. import step_state as S
 from . import scalar, threads, tuning
 from .driver import Call
-from .gemm import reduce_call
 from .intrinsics import pointer_f64, pointer_i64
 from .specialise import function, kernel
 from .steps import batch_weight_call
+from .sums import reduce_call
 
 BLOCK = 2048
 

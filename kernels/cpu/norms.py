@@ -12,10 +12,10 @@ from .. import memory
 from .. import step_state as S
 from . import threads, tuning
 from .driver import Call
-from .gemm import reduce_call
 from .intrinsics import pointer_f64
 from .pointwise import copy_call
 from .specialise import kernel
+from .sums import reduce_call
 
 
 # ---- layers: statistics of each row ------------------------------------------------------------------

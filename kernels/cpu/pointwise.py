@@ -11,9 +11,9 @@ from numba import njit
 from .. import step_state as S
 from . import threads, tuning
 from .driver import Call
-from .gemm import reduce_call
 from .intrinsics import copy_memory, pointer_f64
 from .specialise import kernel
+from .sums import reduce_call
 
 U64 = np.uint64
 LOW = np.uint64(0xFFFFFFFF)

@@ -13,19 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..kernels.cuda.algorithms import Algorithms
-from ..kernels.cuda.cublaslt import (
-    BIAS,
-    DEFAULT,
-    GELU_BIAS,
-    RELU_BIAS,
-    Algorithm,
-    CublasLtError,
-    Library,
-    Plan,
-    Problem,
-    alignment,
-    find,
-)
+from ..kernels.cuda.cublaslt import BIAS, DEFAULT, GELU_BIAS, RELU_BIAS, Plan, Problem, alignment
+from ..kernels.cuda.cublaslt_library import Algorithm, CublasLtError, Library, find
 from .base import Array
 from .cupy_arrays import CupyArrays
 

@@ -18,7 +18,7 @@ from scipy.special import erf
 from nnfast.backends import formulas
 from nnfast.backends.cupy_backend import CupyBackend
 from nnfast.kernels.cuda.algorithms import Algorithms
-from nnfast.kernels.cuda.cublaslt import Library
+from nnfast.kernels.cuda.cublaslt_library import Library
 from tests.cuda.fake_cublaslt import FakeLibrary
 from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
 from tests.cuda.host_shim import host_shim, unavailable

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nnfast.kernels.cuda.cublaslt import CublasLtError, Library
+from nnfast.kernels.cuda.cublaslt_library import CublasLtError, Library
 from tests.cuda.host_shim import compiler, private_folder
 
 _SOURCE = Path(__file__).with_name("fake_cublaslt.cpp")

@@ -11,20 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nnfast.kernels.cuda import cublaslt
+from nnfast.kernels.cuda import cublaslt, cublaslt_library
 from nnfast.kernels.cuda.algorithms import Algorithms
-from nnfast.kernels.cuda.cublaslt import (
-    BIAS,
-    DEFAULT,
-    GELU_BIAS,
-    RELU_BIAS,
-    Algorithm,
-    CublasLtError,
-    Library,
-    Plan,
-    Problem,
-    alignment,
-)
+from nnfast.kernels.cuda.cublaslt import BIAS, DEFAULT, GELU_BIAS, RELU_BIAS, Plan, Problem, alignment
+from nnfast.kernels.cuda.cublaslt_library import Algorithm, CublasLtError, Library
 from tests.cuda.fake_cublaslt import library_path
 from tests.cuda.host_shim import unavailable
 
@@ -105,7 +95,7 @@ def test_alignment() -> None:
 
 def test_structures_are_as_large_as_the_library_s() -> None:
     assert ctypes.sizeof(Algorithm) == 64
-    assert ctypes.sizeof(cublaslt.Heuristic) == 96
+    assert ctypes.sizeof(cublaslt_library.Heuristic) == 96
 
 
 # ---- which algorithm -------------------------------------------------------------------------------
@@ -207,11 +197,11 @@ def test_no_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", missing)
     with pytest.raises(OSError, match=r"^cuBLASLt cannot be loaded: Failure finding cublasLt$"):
-        cublaslt.find()
+        cublaslt_library.find()
     monkeypatch.setattr(
         pathfinder, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=f"/lib/{name}.so.13")
     )
-    assert cublaslt.find() == "/lib/cublasLt.so.13"
+    assert cublaslt_library.find() == "/lib/cublasLt.so.13"
 
 
 # ---- memory of the choices -----------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 import nnfast as nf
 from nnfast.backends import cupy_graph
 from nnfast.backends.base import Replay
-from nnfast.kernels.cuda.cublaslt import BIAS, DEFAULT, RELU_BIAS, CublasLtError
+from nnfast.kernels.cuda.cublaslt import BIAS, DEFAULT, RELU_BIAS
+from nnfast.kernels.cuda.cublaslt_library import CublasLtError
 from tests.cuda.emulator import EmulatedBackend, emulated_backend
 from tests.cuda.fake_streams import CaptureError
 
