@@ -49,8 +49,7 @@ class PlanPool:
             described = (name_of(loss), repr(loss.config()))
         key = (batch, described, None if target is None else repr(target), weighted)
         with self._lock:
-            plans = self._idle.get(key)
-            plan = plans.pop() if plans else None
+            plan = self._taken(self._idle.get(key) or [])
         # The weights may have moved to another device or dtype since
         if plan is None or plan.weights is not params.flat:
             plan = Plan(built, params, batch, loss=loss, target=target, weighted=weighted)
@@ -78,11 +77,18 @@ class PlanPool:
             The weights.
         """
         plans = self._last
-        try:
-            plan = plans.pop()  # whoever gets it has it alone
-        except IndexError:
+        plan = self._taken(plans)
+        if plan is None:
             return None
         try:
             return plan.infer_again(x) if plan.weights is params.flat else None
         finally:
             plans.append(plan)
+
+    @staticmethod
+    def _taken(plans: list[Plan]) -> Plan | None:
+        """One of the plans, which nobody else has then; :meth:`again` takes them without the lock."""
+        try:
+            return plans.pop()
+        except IndexError:
+            return None

@@ -194,6 +194,7 @@ class CudaLinear:
             self._across[key] = fused() and (self._recording.capturing or self._faster(fused, separate))
             self._recording.pending = pending
         if not self._across[key] or not fused():
+            auxiliary.masks.pop(saved.data.ptr, None)  # nor need the forward pass leave one
             return False
         self._recording.pending = None
         return True

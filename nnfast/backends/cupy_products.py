@@ -44,6 +44,7 @@ class CudaProducts(CupyArrays):
     _scratch: Any
     _refuse: Any
     _recording: Any
+    _across: Any
 
     def __init__(self, device_index: int, fused: bool) -> None:
         super().__init__(device_index, fused)
@@ -55,6 +56,8 @@ class CudaProducts(CupyArrays):
     def fallbacks(self) -> dict[str, Any]:
         without, plain = copy.copy(self), copy.copy(self)
         without._cublaslt, plain.epilogues = None, {}
+        for other in (without, plain):  # what it finds to be faster does not hold for this one
+            other._across = {}
         return {"cuBLASLt": without, "epilogues": plain}
 
     def _open_cublaslt(self) -> Library | None:

@@ -182,3 +182,23 @@ def test_a_training_across_layers(bk: EmulatedBackend, precision: str) -> None:
     used = epilogues(bk)
     assert used[DRELU_BGRAD] >= 2  # the last batch is smaller
     assert used[DGELU_BGRAD] >= 2
+
+
+def test_no_mask_is_written_for_nobody(bk: EmulatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(bk), "_faster", lambda self, one, other: False)
+    net = Net(bk, ("relu", "relu"))
+    net.run()
+    assert net.replay._auxiliary.masks == {}
+    monkeypatch.undo()
+    net = Net(bk, ("relu", "relu"))
+    bk._across.clear()
+    net.run()
+    assert len(net.replay._auxiliary.masks) == 2
+
+
+def test_what_a_fallback_finds_faster_is_its_own_matter(bk: EmulatedBackend) -> None:
+    for other in bk.fallbacks().values():
+        Net(other, ("relu", "relu")).run()
+    assert bk._across == {}
+    assert_right(bk, Net(bk, ("relu", "relu")))
+    assert epilogues(bk)[DRELU_BGRAD] > 0
