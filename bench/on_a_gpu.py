@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import DeviceUnavailable
 from ..files import replacing
 from . import choice, header, report
 from .measure import Settings, measure
@@ -132,12 +133,16 @@ def _say(what: str, part: dict[str, Any]) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command; the status is 0 where everything went well."""
+    """The command; the status is 0 where everything went well, 1 where something failed, 2 where it could not begin."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True, type=Path, metavar="FILE", help="what to write")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing new begins; default: 9")
     options = parser.parse_args(args)
-    return 0 if collect(options.json, minutes=options.minutes) else 1
+    try:
+        return 0 if collect(options.json, minutes=options.minutes) else 1
+    except (DeviceUnavailable, OSError) as error:
+        print(f"nnfast: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -193,3 +193,12 @@ def test_what_fails_and_what_there_is_no_time_for(
     out = capsys.readouterr().out
     assert "self-test took too long" in out
     assert "left out, for lack of time: xor" in out
+
+
+def test_without_a_gpu_there_is_one_line(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "available_devices", lambda: {"numpy": None, "numba": None, "cuda": "no GPU"})
+    assert on_a_gpu.main(["--json", str(tmp_path / "x.json")]) == 2
+    assert capsys.readouterr().err == "nnfast: error: device 'cuda' cannot be used: no GPU\n"
+    assert not (tmp_path / "x.json").exists()
