@@ -58,7 +58,9 @@ def backward_calls(
         calls.append(activations.backward_call(name, alpha, dy, dy if saved is None else saved, parts, tiles))
     if dx is not None:
         calls += rows_product(dy, W, dx, tiles, trans_b=True)
-    if tiles.tasks == 1 and tiles.number == 1:
+    # A few rows are one thread's, but a large gradient of them is enough for all
+    shared = threads.count() > 1 and k * m > tuning.SPLIT_BATCH_ELEMENTS and 2 * n * k * m >= tuning.PARALLEL_FLOPS
+    if tiles.tasks == 1 and tiles.number == 1 and not shared:
         calls += depth_product(x, dy, dW[None], tiles)
     elif k * m <= tuning.SPLIT_BATCH_ELEMENTS:
         dW_parts = dW[None] if tiles.tasks == 1 else memory.empty((tiles.tasks, k, m), dtype)

@@ -263,3 +263,21 @@ def test_a_gradient_that_another_call_needs_is_not_used_up(monkeypatch: pytest.M
     state = np.zeros(S.SIZE)
     state[[S.LR, S.GRAD_SCALE, S.STEP]] = 0.01, 1.0, 1.0
     _same_as_numpy(step, flat, np.zeros_like(flat), x, dy, state)
+
+
+def test_a_large_gradient_of_few_rows_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are one thread's, the weights are not."""
+    monkeypatch.setattr("nnfast.kernels.cpu.threads.count", lambda: 2)
+    rng = np.random.default_rng(0)
+    x, dy, dx = (rng.standard_normal((8, n)).astype("f4") for n in (600, 200, 600))
+    W, dW, db = rng.standard_normal((600, 200)).astype("f4"), np.zeros((600, 200), "f4"), np.zeros(200, "f4")
+
+    def step(bk, x, dy, dx, W, dW, db):
+        bk.linear_act_grad(dy, x, W, None, "identity", dx=dx, dW=dW, db=db)
+
+    _same_as_numpy(step, x, dy, dx, W, dW, db)
+    replay = NumbaBackend().capture(lambda bk: step(bk, x, dy, dx, W, dW, db))
+    (program,) = replay.parts
+    [last] = [call for call in program.calls if call.writes and call.writes[0] is dW]
+    assert last.parallel
+    assert last.tasks == 2
