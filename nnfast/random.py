@@ -144,15 +144,20 @@ class Orders:
         if count == 0:
             return np.empty((0, self.n), np.int64)
         low, high = first // self._per_block, (first + count - 1) // self._per_block
-        blocks = np.empty((high - low + 1, self._per_block, self.n), np.int64)
-        known = 0
-        if self._kept is not None and self._kept[0] == low:
-            blocks[0], known = self._kept[1], 1
-        self.shuffle(self.seed, range(low + known, high + 1), blocks[known:])
-        if self._per_block > 1:
-            self._kept = high, blocks[-1].copy()
+        known = [self._kept[1]] if self._kept is not None and self._kept[0] == low else []
+        drawn = np.empty((high - low + 1 - len(known), self._per_block, self.n), np.int64)
+        if len(drawn):
+            self.shuffle(self.seed, range(low + len(known), high + 1), drawn)
+        if self._per_block == 1:
+            return drawn[:, 0]
+        if len(drawn):
+            self._kept = high, drawn[-1]
         start = first - low * self._per_block
-        return blocks.reshape(-1, self.n)[start : start + count]
+        parts = []
+        for block in (*known, *drawn):
+            parts.append(block[start : start + count])
+            start, count = 0, count - len(parts[-1])
+        return np.concatenate(parts)
 
 
 def permutations(seed: int, first: int, count: int, n: int) -> np.ndarray:

@@ -89,17 +89,10 @@ class Graph(_OnCuda):
         graph.replay()
         return loss.clone()
 
-    def epochs(self, count: int) -> list[float]:
-        rows, batch = self.workload.rows, self.workload.batch
-        means = []
-        for _ in range(count):
-            total = torch.zeros((), device=self.device)
-            for index in torch.randperm(rows, device=self.device).split(batch):
-                x, y, loss, graph = self._captured(len(index))
-                # Straight into the buffers
-                torch.index_select(self.X, 0, index, out=x)
-                torch.index_select(self.y, 0, index, out=y)
-                graph.replay()
-                total += loss * len(index)
-            means.append(total / rows)
-        return torch.stack(means).tolist()
+    def step_on(self, index: torch.Tensor) -> torch.Tensor:
+        x, y, loss, graph = self._captured(len(index))
+        # Straight into the buffers
+        torch.index_select(self.X, 0, index, out=x)
+        torch.index_select(self.y, 0, index, out=y)
+        graph.replay()
+        return loss

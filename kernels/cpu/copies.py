@@ -93,11 +93,7 @@ def with_copies(items: Sequence[Call | Chain | Update], temporary: Sequence[np.n
     inside = [call for call in update.late if call.reduces and reaches([call], [grad])]
     sums = [x for call in work.calls for x in call.sums if x is not None]
     rest = [call for call in update.late if all(call is not other for other in inside)]
-    others = [
-        item
-        for item in items
-        if isinstance(item, Call) and not (item.packs is not None and any(item.packs is p for p in packs))
-    ]
+    others = [item for item in items if isinstance(item, Call) and not any(item.packs is p for p in packs)]
     records = step.ints[_ARRAYS:]
     if (
         not 1 < number <= tuning.OWN_COPIES

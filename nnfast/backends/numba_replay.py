@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,18 +57,14 @@ class NumbaReplay(Replay):
     def _use(self, parts: list[Program | Callback]) -> None:
         self.parts = parts
         self._whole = parts[0] if len(parts) == 1 and isinstance(parts[0], Program) else None
-        self._many: Program | None = self._whole
-        self._many_known = False
 
-    @property
+    @cached_property
     def many(self) -> Program | None:
         """The program for runs of many steps, where all is one program."""
-        if not self._many_known:
-            if self._whole is not None and self._whole.parallel:
-                calls = fused_for_many(self._calls, self._temporary)
-                self._many = self._whole if calls is None else Program(calls)
-            self._many_known = True
-        return self._many
+        if self._whole is None or not self._whole.parallel:
+            return self._whole
+        calls = fused_for_many(self._calls, self._temporary)
+        return self._whole if calls is None else Program(calls)
 
     @classmethod
     def chained(cls, backend: Backend, parts: Sequence[tuple[NumbaReplay, int]]) -> NumbaReplay:
