@@ -99,23 +99,25 @@ class Chain:
         self,
         temporary: Sequence[np.ndarray] = (),
         elsewhere: Sequence[np.ndarray] = (),
-        copies: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+        moved: Sequence[tuple[np.ndarray, int, int]] = (),
+        room: Sequence[np.ndarray] = (),
     ) -> Call:
         """All of it as one call, which keeps a tile of what is `temporary` and not used `elsewhere`.
 
-        Task t uses ``copy[t]`` in place of each array of `copies`, which are pairs of an array and its copies.
+        In place of each array of `moved`, which are an array, an address and bytes, task t uses what lies at the
+        address, t times the bytes further. Their memory is in `room`.
         """
         tiles = self.calls[0].tiles
         assert tiles is not None
         time = sum(call.nanoseconds for call in self.calls)
         parallel = tiles.tasks > 1 and time >= tuning.PARALLEL_NS
         blas = any(call.blas for call in self.calls)
-        if len(self.calls) == 1 and tiles.per_task == 1 and not copies:
+        if len(self.calls) == 1 and tiles.per_task == 1 and not moved:
             one = self.calls[0]
             return Call(one.function, one.ints, one.floats, tiles.tasks, parallel, blas, (one,))
         local = [] if tiles.per_task == 1 else self._local(temporary, elsewhere)
         sizes = [-(-tiles.tile * x.nbytes // len(x) // _LINE) * _LINE + _LINE for x in local]
-        room = memory.empty(tiles.tasks * sum(sizes), np.uint8)
+        tile_room = memory.empty(tiles.tasks * sum(sizes), np.uint8)
         longest = max(len(call.ints) for call in self.calls)
         records = np.empty((tiles.tasks, -(-longest // 16) * 16 + 16), np.int64)
         kernels: list[int] = []
@@ -126,16 +128,16 @@ class Chain:
                 y is not None and np.may_share_memory(x, y) for x in local for y in call.writes
             ):
                 call.ints[call.ahead] = 0
-            at = room.ctypes.data
+            at = tile_room.ctypes.data
             for x, size in zip(local, sizes, strict=True):
                 begin, end = x.ctypes.data, x.ctypes.data + x.nbytes
                 for place in np.flatnonzero((begin <= call.ints) & (call.ints < end)):
                     moves += [int(place), begin, at, size, tiles.tile * x.nbytes // len(x)]
                 at += tiles.tasks * size
-            for x, each in copies:
+            for x, to, step in moved:
                 begin, end = x.ctypes.data, x.ctypes.data + x.nbytes
                 for place in np.flatnonzero((begin <= call.ints) & (call.ints < end)):
-                    moves += [int(place), begin, each.ctypes.data, each.strides[0], 0]
+                    moves += [int(place), begin, to, step, 0]
             number = len(moves) // MOVE - first
             kernels += [call.function, call.ints.ctypes.data, call.floats.ctypes.data, len(call.ints), first, number]
         head = [tiles.number, tiles.per_task, 0, len(self.calls), records.ctypes.data, records.strides[0]]
@@ -143,7 +145,7 @@ class Chain:
             kernel(chain_tiles), np.array([*head, *kernels, *moves]), np.zeros(1), tiles.tasks, parallel, blas,
             tuple(self.calls),
         )  # fmt: skip
-        chain.room = (room, records, *(each for _, each in copies))
+        chain.room = (tile_room, records, *room)
         return chain
 
     def _local(self, temporary: Sequence[np.ndarray], elsewhere: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,8 +3,8 @@
 Threads that share the update of a few thousand weights spend most of it on taking lines from each other's caches: every
 line of the weights has been read by all of them when one writes it again, and such a write waits until the others
 have let go of the line, 13 ns where the cores are near and 70 where they are not. So each thread has weights and an
-optimizer's arrays of its own, adds up all partial gradients, and does the whole update. The sums and the updates are
-the same in all threads, in the same order, and so are the numbers. Only partial gradients go from thread to thread.
+optimizer's arrays of its own, and does the whole update; what it reads of the gradient is the sum of all parts, in the
+same order in all threads, and so the numbers are the same. Only partial gradients go from thread to thread.
 """
 
 # ruff: noqa: E741 - globals in capitals are put in where the copies are made
@@ -21,12 +21,9 @@ from .chain import Chain
 from .driver import Call
 from .intrinsics import copy_memory
 from .specialise import kernel
-from .sums import sums_for_each
+from .sums import reduce_call
 
 __all__ = ["Update", "reaches", "with_copies"]
-
-# Place of the size, the chunk and the first array in an optimizer's record
-_SIZE, _CHUNK, _ARRAYS = 2, 3, 4
 
 
 @dataclass
@@ -84,8 +81,11 @@ def with_copies(items: Sequence[Call | Chain | Update], temporary: Sequence[np.n
     [work], [update] = chains, updates
     step, tiles = update.step, work.calls[0].tiles
     assert tiles is not None
-    arrays = [x for x in (step.writes[0], step.reads[0], *step.writes[1:]) if x is not None]
-    weights, grad = arrays[:2]
+    assert step.update is not None
+    weights, grad = step.writes[0], step.reads[0]
+    assert weights is not None
+    assert grad is not None
+    arrays = [x for x in step.writes if x is not None]
     number = tiles.tasks
     packs = [item.packs for item in items if isinstance(item, Call) and item.packs is not None]
     packs = [packing for packing in packs if np.may_share_memory(packing.weights, weights)]
@@ -94,47 +94,56 @@ def with_copies(items: Sequence[Call | Chain | Update], temporary: Sequence[np.n
     sums = [x for call in work.calls for x in call.sums if x is not None]
     rest = [call for call in update.late if all(call is not other for other in inside)]
     others = [item for item in items if isinstance(item, Call) and not any(item.packs is p for p in packs)]
-    records = step.ints[_ARRAYS:]
     if (
         not 1 < number <= tuning.OWN_COPIES
+        or tiles.per_task > 1
         or weights.size > tuning.OWN_ELEMENTS
         or sum(call.nanoseconds for call in work.calls) < tuning.PARALLEL_NS
-        or not {int(address) for address in records} <= {0, *(x.ctypes.data for x in arrays)}
-        or not all(any(np.may_share_memory(call.keep[0], x) for x in sums) for call in inside)
+        or not all(len(call.keep[0]) == number and any(call.keep[0] is x for x in sums) for call in inside)
         or any(call.keep[-1].dtype != grad.dtype for call in inside)
-        or reaches([*others, *rest], arrays)
-        or reaches(work.calls, arrays[1:])
+        or reaches([*others, *rest], [*arrays, grad])
+        or reaches(work.calls, [*arrays[1:], grad])
     ):
         return None
-    own = [memory.zeros((number, x.size), x.dtype) for x in arrays]
-    step_bytes = own[0].strides[0]
-    opening: list[Call] = [
-        _copy_call([(x, 0, e, e.strides[0]) for x, e in zip(arrays, own, strict=True)], number, "first")
+
+    def for_each(x: np.ndarray) -> np.ndarray:
+        """A row like `x` for each task, on cache lines of its own."""
+        line = memory.ALIGNMENT // x.itemsize
+        return memory.zeros((number, -(-x.size // line) * line), x.dtype)[:, : x.size]
+
+    own = [for_each(x) for x in arrays]
+    parts = for_each(grad)
+    moved = [(weights, own[0].ctypes.data, own[0].strides[0])]
+    # A kernel goes on from one task's part to the next by the length of a part
+    moved += [
+        (part, parts.ctypes.data + out.ctypes.data - grad.ctypes.data, parts.strides[0] - part[0].nbytes)
+        for part, out in (call.keep for call in inside)
     ]
-    closing = _copy_call([(e[0], 0, x, 0) for x, e in zip(arrays, own, strict=True)], 1, "last")
-    pairs = [(weights, own[0])]
+    opening = [_copy_call([(x, 0, e, e.strides[0]) for x, e in zip(arrays, own, strict=True)], number, "first")]
     packing: list[Call] = []
+    room = [*own, parts]
     for one in packs:
-        call, each = one.copies(number, own[0].ctypes.data + one.weights.ctypes.data - weights.ctypes.data, step_bytes)
+        first = own[0].ctypes.data + one.weights.ctypes.data - weights.ctypes.data
+        call, each = one.copies(number, first, own[0].strides[0])
         packing.append(call)
-        pairs.append((one.to, each))
+        moved.append((one.to, each.ctypes.data, each.strides[0]))
+        room.append(each)
         opening.append(Call(call.function, call.ints, call.floats, number, True, keep=(call,), when="first"))
-    ints = step.ints.copy()
-    ints[_SIZE], ints[_CHUNK] = number * weights.size, weights.size
-    where = {x.ctypes.data: e.ctypes.data for x, e in zip(arrays, own, strict=True)}
-    ints[_ARRAYS:] = [where.get(int(address), 0) for address in records]
-    adds = sums_for_each(inside, number, own[1].ctypes.data - grad.ctypes.data, step_bytes, grad.dtype)
+    where = {id(x): e for x, e in zip(arrays, own, strict=True)}
     together = Chain()
-    together.calls = [adds, Call(step.function, ints, step.floats, number, keep=(step, own)), *packing]
+    copies = [None if x is None else where[id(x)] for x in step.writes]
+    together.calls = [step.update.copies(copies, parts), *packing]
     for call in together.calls:
         call.tiles, call.nanoseconds = tuning.Tiles(number, 1), tuning.PARALLEL_NS
     result = opening
     for item in items:
         if isinstance(item, Chain):
             used = [x for other in (*others, *rest) for x in chain.memory_of([other])]
-            result.append(item.call(temporary, used, pairs))
+            result.append(item.call(temporary, used, moved, room))
         elif isinstance(item, Update):
             result += [*rest, together.call()]
         elif any(item is other for other in others):
             result.append(item)
-    return [*result, closing]
+    whole = reduce_call(parts, grad)
+    whole.when = "last"
+    return [*result, whole, _copy_call([(e, 0, x, 0) for x, e in zip(arrays, own, strict=True)], 1, "last")]

@@ -43,6 +43,23 @@ class Packing:
     copies: Callable[[int, int, int], tuple[Call, np.ndarray]]
 
 
+@dataclass(frozen=True, slots=True)
+class Updating:
+    """Calls to do an optimizer's step on flat arrays in another way.
+
+    Attributes
+    ----------
+    pieces : callable
+        ``pieces(cuts)`` are calls that do it for ``(first, size, chunk)`` of the elements, one for each.
+    copies : callable
+        ``copies(arrays, parts)`` is a call with a task for each row of `arrays`, the weights and the rest; the
+        gradient of all of them is the sum of the rows of `parts`. Rows may lie apart.
+    """
+
+    pieces: Callable[[Sequence[tuple[int, int, int]]], list[Call]]
+    copies: Callable[[Sequence[np.ndarray | None], np.ndarray], Call]
+
+
 @dataclass(slots=True)
 class Call:
     """One kernel call: its records, and whatever must stay alive for their addresses to stay valid.
@@ -76,9 +93,9 @@ class Call:
     cut : callable, optional
         Of a product that goes by rows of its result: ``cut(tiles, claimed)`` are calls that go by these rows, and ask
         for what lies `claimed` bytes after the result, since it will be written next.
-    update : callable, optional
-        Of an optimizer's step on flat arrays: ``update(pieces)`` are calls that do the same for ``(first, size,
-        chunk)`` of the elements, in place of this one; `reads` is the gradient, `writes` the weights and the rest.
+    update : Updating, optional
+        Of an optimizer's step on flat arrays: other ways to do it; `reads` is the gradient, `writes` the weights and
+        the rest.
     nanoseconds : float
         About what it takes on one thread.
     packs : Packing, optional
@@ -103,7 +120,7 @@ class Call:
     when: str = ""
     reduces: bool = False
     cut: Callable[[tuning.Tiles, int], list[Call]] | None = field(default=None, repr=False)
-    update: Callable[[Sequence[tuple[int, int, int]]], list[Call]] | None = field(default=None, repr=False)
+    update: Updating | None = field(default=None, repr=False)
     nanoseconds: float = 0.0
     packs: Packing | None = field(default=None, repr=False)
     ahead: int | None = None

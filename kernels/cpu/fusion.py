@@ -72,7 +72,7 @@ def _with_update(late: Sequence[Call], step: Call) -> list[Call]:
         rest = [(a, b) for a, b in around if a < b]
     pieces += [(a, b - a, tuning.chunks(b - a, threads.count())[0]) for a, b in rest]
     assert step.update is not None
-    updates = step.update(pieces)
+    updates = step.update.pieces(pieces)
     result = reduced_together([call for call, product in cut if product is None])
     for product, update in zip(products, updates, strict=False):
         update.tiles = product.tiles

@@ -157,6 +157,20 @@ def cycle_count(typingctx):
     return types.int64(), codegen
 
 
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """``a * b + c``, rounded once where the machine has an instruction for it; of three numbers of one type."""
+
+    def codegen(context, builder, signature, args):
+        real = context.get_value_type(signature.return_type)
+        name = f"llvm.fmuladd.f{_FORMAT[signature.return_type][0]}"
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, ir.FunctionType(real, [real] * 3), name), args
+        )
+
+    return a(a, a, a), codegen
+
+
 _FORMAT = {types.float32: (32, 23, 127, 1.5 * 2**23), types.float64: (64, 52, 1023, 1.5 * 2**52)}
 
 

@@ -12,11 +12,11 @@ from . import threads, tuning
 from .driver import Call
 from .specialise import kernel
 
-__all__ = ["reduce_call", "reduced_together", "sums_for_each"]
+__all__ = ["reduce_call", "reduced_together"]
 
 
 def add_parts(I, F, task):
-    """``out = beta * out + sum of the parts``, in the parts' order; I: out, size, parts, count, chunk."""
+    """``out = beta * out + sum of the parts``, in their order; I: out, size, parts, count, chunk, parts' distance."""
     first = task * I[4]
     size = min(I[4], I[1] - first)
     beta = T(F[0])
@@ -24,7 +24,7 @@ def add_parts(I, F, task):
     for i in range(size):
         out[i] = T(0.0) if beta == T(0.0) else beta * out[i]
     for p in range(I[3]):
-        part = ptr(I[2] + (p * I[1] + first) * T_SIZE)
+        part = ptr(I[2] + (p * I[5] + first) * T_SIZE)
         for i in range(size):
             out[i] += part[i]
 
@@ -68,30 +68,23 @@ def reduced_together(calls: Sequence[Call]) -> list[Call]:
     return [*merged, *rest]
 
 
-def _sums_call(calls: Sequence[Call], chunk: int, dtype: Any, outs: Sequence[int] | None = None) -> Call:
-    """What `calls` of :func:`reduce_call` do, as one; `outs` are the addresses of the results, if they are others."""
-    outs = [int(call.ints[0]) for call in calls] if outs is None else outs
-    records = [v for call, out in zip(calls, outs, strict=True) for v in (out, *call.ints[1:4])]
+def _sums_call(calls: Sequence[Call], chunk: int, dtype: Any) -> Call:
+    """What `calls` of :func:`reduce_call` do, as one."""
+    records = [v for call in calls for v in call.ints[:4]]
     tasks = -(-sum(int(call.ints[1]) for call in calls) // chunk)
     ints = np.array([len(calls), chunk, *records])
     return Call(kernel(add_all_parts, dtype), ints, np.zeros(1), tasks, tasks > 1, keep=tuple(calls))
 
 
-def sums_for_each(calls: Sequence[Call], copies: int, distance: int, step: int, dtype: Any) -> Call:
-    """What `calls` of :func:`reduce_call` do, `copies` times, a task each.
-
-    The results are `distance` bytes after those of the calls, and `step` bytes on for each following copy.
-    """
-    outs = [int(call.ints[0]) + distance + copy * step for copy in range(copies) for call in calls]
-    return _sums_call([*calls] * copies, sum(int(call.ints[1]) for call in calls), dtype, outs)
-
-
 def reduce_call(parts: np.ndarray, out: np.ndarray, beta: float = 0.0) -> Call:
-    """``out = beta * out + parts.sum(axis=0)``, always in the same order; `out` is a result of the step, read late."""
+    """``out = beta * out + parts.sum(axis=0)``, always in the same order; `out` is a result of the step, read late.
+
+    Each of the parts is in one piece; between them there may be gaps.
+    """
     chunk = min(tuning.CHUNK_ELEMENTS, max(-(-out.size // (16 * threads.count())) * 16, 256))
-    tasks = -(-out.size // chunk)
-    ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk], np.int64)
+    tasks, apart = -(-out.size // chunk), parts.strides[0] // parts.itemsize
+    ints = np.array([out.ctypes.data, out.size, parts.ctypes.data, len(parts), chunk, apart], np.int64)
     parallel = tasks > 1 and parts.size >= tuning.PARALLEL_ELEMENTS and threads.count() > 1
     call = Call(kernel(add_parts, out.dtype), ints, np.array([beta]), tasks, parallel, keep=(parts, out), when="late")
-    call.reduces, call.writes = beta == 0.0, (out,)
+    call.reduces, call.writes = beta == 0.0 and apart == out.size, (out,)
     return call

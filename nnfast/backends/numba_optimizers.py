@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import step_state as S
-from ..kernels.cpu import optimizers, pointwise, steps
+from ..kernels.cpu import optimizer_steps, pointwise, steps
 from .base import Array
 from .numba_checks import is_state, native, plain, shapes, sizes, writable
 
@@ -75,7 +75,7 @@ class NumbaOptimizers:
         sizes(method, arrays[0].size, **named)
         read_only = "array 0 of the step" if method == "ema_step" else "array 1 of the step"
         writable(method, **{name: a for name, a in named.items() if name != read_only})
-        self._emit(*optimizers.step_calls(kind, state, arrays))
+        self._emit(*optimizer_steps.step_calls(kind, state, arrays))
 
     def sgd_step(self, param: Array, grad: Array, velocity: Array | None, state: Array, *, nesterov: bool) -> None:
         kind = "sgd" if velocity is None else "nesterov" if nesterov else "momentum"
