@@ -12,6 +12,8 @@ from nnfast.backends.base import Backend
 
 # Whether a kernel is compiled or loaded depends on what ran before; test_cpu_cache.py tests the line that tells
 os.environ["NNFAST_QUIET"] = "1"
+# What is measured differs from run to run, and which kernels are compiled with it; test_cpu_choice.py tests the choice
+os.environ.setdefault("NNFAST_GEMM", "generated")
 
 # The pitch is one code on every backend, so most tests run on all of these. The emulated CUDA device runs the
 # real kernels through the C++ compiler; it is slower, so it has a marker of its own in the parity tests.

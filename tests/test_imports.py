@@ -152,10 +152,11 @@ def test_kernels_import_little(module: str) -> None:
     allowed = {
         "cpu": {"numpy", "numba", "llvmlite", "platformdirs"},
         "memory": {"numpy"},
+        "remembered": set(),
         "cuda": {"numpy", "cupy", "cupyx", "cuda", "platformdirs"},
     }.get(module.split(".")[1] if "." in module else "", set())
-    # NNFAST_GEMM=blas, and nothing else, needs these
-    extra = {"kernels.cpu.gemm": {"scipy", "threadpoolctl"}, "kernels.cpu.threads": {"threadpoolctl"}}.get(
+    # Products by BLAS, and nothing else, need these
+    extra = {"kernels.cpu.blas_product": {"scipy", "threadpoolctl"}, "kernels.cpu.threads": {"threadpoolctl"}}.get(
         module, set()
     )
     own, others = _imported(module)

@@ -1,100 +1,30 @@
 """Matrix products, ``out = op(a) @ op(b) + beta * out``, cut into tasks.
 
 A task does some rows of the result, or some steps of the summed dimension, with the generated kernels of
-``product.py``; with plain loops where the whole product is tiny; or with BLAS where ``NNFAST_GEMM=blas`` asks for it.
-BLAS is called by address (from ``scipy.linalg.cython_blas``), with leading dimensions, so nothing is copied; a
-row-major C = A B is the column-major C^T = B^T A^T.
+``product.py``, or with those of ``blas_product.py``: plain loops where the whole product is tiny, BLAS where that has
+measured faster on this machine (``choice.py``), or ``NNFAST_GEMM=blas`` asks for it.
 """
 
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
-from functools import cache as once
+import time
 from typing import Any
 
 import numpy as np
 
 from .. import memory
-from . import product, threads, tuning
-from .driver import Call, Packing
-from .intrinsics import blas_gemm
+from . import choice, product, threads, tuning
+from .blas_product import blas_address, block_function, gemm_depth, gemm_rows
+from .driver import Call, Packing, Program
 from .micro import ADD, RELU
-from .specialise import function, kernel
+from .specialise import kernel
 from .sums import reduce_call
 
-
-@once
-def blas_address(dtype: Any) -> int:
-    """Address of SciPy's sgemm or dgemm. It goes into the records: as a constant it would spoil the cache.
-
-    Raises
-    ------
-    ImportError
-        If SciPy, or threadpoolctl, which keeps its BLAS to one thread, cannot be imported.
-    """
-    from numba.extending import get_cython_function_address
-
-    try:
-        import scipy.linalg.cython_blas  # noqa: F401 - looked up by name below
-        import threadpoolctl  # noqa: F401 - threads.py needs it
-    except ImportError as error:
-        raise ImportError(f'NNFAST_GEMM=blas needs SciPy\'s BLAS: pip install "nnfast[blas]" ({error})') from error
-    name = "sgemm" if np.dtype(dtype) == np.float32 else "dgemm"
-    return int(get_cython_function_address("scipy.linalg.cython_blas", name))
-
-
-def gemm_block(blas, trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc):
-    """``C = op(A) op(B) + beta C`` on row-major blocks given by address and leading dimension; flags 0 or 1."""
-    if m * n * k > TINY:
-        # 78 is "N", 84 is "T"
-        blas_gemm(blas, 78 + 6 * trans_b, 78 + 6 * trans_a, n, m, k, b, ldb, a, lda, beta, c, ldc)
-        return
-    row_a, step_a = (1, lda) if trans_a else (lda, 1)
-    step_b, column_b = (1, ldb) if trans_b else (ldb, 1)
-    A, B = ptr(a), ptr(b)
-    for i in range(m):
-        C = ptr(c + i * ldc * T_SIZE)
-        for j in range(n):
-            total = T(0.0)
-            for p in range(k):
-                total += A[i * row_a + p * step_a] * B[p * step_b + j * column_b]
-            C[j] = total if beta == T(0.0) else total + beta * C[j]
-
-
-def block_function(dtype: np.dtype[Any]) -> Any:
-    """:func:`gemm_block` for use inside kernels of `dtype`."""
-    return function(gemm_block, dtype, TINY=tuning.TINY_PRODUCT)
-
-
-# ---- plain loops and BLAS ----------------------------------------------------------------------------
-# Record of all products: C, its rows and columns, the tile (rows of C, or steps of k where the depth is split), A, B,
-# k, trans_a, trans_b, lda, ldb, tiles of a task; these two go on with BLAS's address.
-
-
-def gemm_rows(I, F, task):
-    """A tile is a range of rows of C."""
-    first = task * I[3]
-    rows = min(I[3], I[1] - first)
-    a = I[4] + first * T_SIZE * (1 if I[7] else I[9])
-    c = I[0] + first * I[2] * T_SIZE
-    BLOCK(I[12], I[7], I[8], rows, I[2], I[6], a, I[9], I[5], I[10], T(F[0]), c, I[2])
-
-
-def gemm_depth(I, F, task):
-    """A tile is a range of the summed dimension; each task has its own copy of C."""
-    first = task * I[3]
-    depth = min(I[3], I[6] - first)
-    a = I[4] + first * T_SIZE * (I[9] if I[7] else 1)
-    b = I[5] + first * T_SIZE * (1 if I[8] else I[10])
-    c = I[0] + task // I[11] * I[1] * I[2] * T_SIZE
-    beta = T(0.0) if task % I[11] == 0 else T(1.0)
-    BLOCK(I[12], I[7], I[8], I[1], I[2], depth, a, I[9], b, I[10], beta, c, I[2])
-
-
-# ---- generated ---------------------------------------------------------------------------------------
-# The record goes on with the mode, where A is packed to (0: read where it is) and bytes from task to task, state of B,
-# where it is packed to and bytes from task to task, bias or 0, whether the result goes through ReLU, and bytes from C
-# to what is to be written after it, or 0. By the mode a tile is a range of rows, of the sum's dimension, or of columns.
+# The record of blas_product.py goes on, after the tiles of a task, with the mode, where A is packed to (0: it is read
+# where it lies) and bytes from task to task, state of B, where it is packed to and bytes from task to task, bias or 0,
+# whether the result goes through ReLU, and bytes from C to what is to be written after it, or 0. By the mode a tile is
+# a range of rows, of the sum's dimension, or of columns.
 ROWS, DEPTH, COLUMNS = range(3)
 CLAIMED = 20  # place of those bytes
 
@@ -169,7 +99,26 @@ def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b:
 
 def _generated(m: int, n: int, k: int, dtype: Any) -> product.Blocking | None:
     """The functions of the generated product, where it is the one to use."""
-    return product.blocking(dtype) if m * n * k > tuning.TINY_PRODUCT else None
+    if m * n * k <= tuning.TINY_PRODUCT or choice.uses_blas(m, n, k, dtype, _times):
+        return None
+    return product.blocking(dtype)
+
+
+def _times(m: int, n: int, k: int, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Seconds of the generated product and of BLAS's on one thread, the least of some, in turn."""
+    a, b, out = (memory.empty(shape, dtype) for shape in ((m, k), (k, n), (m, n)))
+    for x in (a, b, out):
+        x[:] = 1.0  # what has never been written is one and the same page of zeros, which misleads caches
+    programs = [
+        Program(_product(a, b, out, False, False, 0.0, tuning.Tiles(m, m), ROWS, blas=blas)) for blas in (False, True)
+    ]
+    least = [float("inf")] * 2
+    for _ in range(tuning.CHOICE_TURNS):
+        for i, program in enumerate(programs):
+            began = time.perf_counter()
+            program.run()
+            least[i] = min(least[i], time.perf_counter() - began)
+    return least[0], least[1]
 
 
 def _splits_row(m: int, n: int, k: int, dtype: Any) -> bool:
@@ -198,8 +147,12 @@ def _product(
     bias: np.ndarray | None = None,
     relu: bool = False,
     claimed: int = 0,
+    blas: bool | None = None,
 ) -> list[Call]:
-    """The call of a product on tiles of the rows or columns of C or of the steps of the sum, after what packs B."""
+    """The call of a product on tiles of the rows or columns of C or of the steps of the sum, after what packs B.
+
+    By default whether `blas` does it is what :mod:`choice` says.
+    """
     m, n = out.shape[-2:]
     k = a.shape[0] if trans_a else a.shape[1]
     dtype = out.dtype
@@ -209,7 +162,7 @@ def _product(
     ]  # fmt: skip
     time = tuning.product_ns(m, n, k)
     parallel = tiles.tasks > 1
-    blocks = _generated(m, n, k, dtype)
+    blocks = _generated(m, n, k, dtype) if blas is None else None if blas else product.blocking(dtype)
     if blocks is None:
         template = gemm_depth if mode == DEPTH else gemm_rows
         address = kernel(template, dtype, BLOCK=block_function(dtype))

@@ -338,6 +338,6 @@ def row_product(dtype: np.dtype[Any], width: int) -> Any:
 
 
 @once
-def blocking(dtype: Any) -> Blocking | None:
-    """The functions for `dtype`; ``None`` where ``NNFAST_GEMM`` says that BLAS is to do it."""
-    return Blocking(dtype, micro.vector_bytes()) if tuning.generated_products() else None
+def blocking(dtype: Any) -> Blocking:
+    """The functions for `dtype`."""
+    return Blocking(dtype, micro.vector_bytes())

@@ -43,6 +43,12 @@ PRODUCT_BLOCK_BYTES = L2 // 2
 # panel of them does not stay there
 CLASHING_STRIDE = 4096
 
+# BLAS does products where it takes less than this share of the time of our own: less would not pay for what is done in
+# the tiles' epilogue
+BLAS_SHARE = 0.9
+# Turns of each in a measurement; measurements that must agree on BLAS, and seconds between them
+CHOICE_TURNS, CHOICE_TIMES, CHOICE_PAUSE = 7, 5, 0.05
+
 # A matrix of more bytes than this is gone through once, in the order of its memory, where it meets one row
 STREAMED_BYTES = L2 // 2
 
@@ -76,20 +82,6 @@ CLAIMED_BYTES = L2 // 4
 UPDATE_BYTES = L2 // 8
 # ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
 UPDATE_SHARE = 50
-
-
-def generated_products() -> bool:
-    """Whether products are done by the generated kernels (product.py), or by BLAS because ``NNFAST_GEMM`` says so.
-
-    Raises
-    ------
-    ValueError
-        If it says anything else.
-    """
-    asked = os.environ.get("NNFAST_GEMM") or "generated"
-    if asked not in ("generated", "blas"):
-        raise ValueError(f"NNFAST_GEMM is {asked!r}; expected 'generated' or 'blas'")
-    return asked == "generated"
 
 
 @dataclass(frozen=True)

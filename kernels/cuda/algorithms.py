@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
-import threading
-from contextlib import suppress
 from pathlib import Path
 
+from ..remembered import Remembered
 from .cublaslt import Algorithm
 
 __all__ = ["Algorithms"]
 
 _BYTES = 64  # of an algorithm
-_MOST = 1 << 22  # bytes of a file that is read
 
 
 def _folder() -> Path:
@@ -24,11 +20,14 @@ def _folder() -> Path:
     return Path(os.environ.get("NNFAST_CACHE") or user_cache_dir("nnfast")).expanduser().absolute()
 
 
-class Algorithms:
-    """A table from a problem's key to an algorithm, in a JSON file that is read once and written with each change.
+def _good(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{2 * _BYTES}}}", value) is not None
 
-    The bytes are cuBLASLt's own, which checks them before it uses them. A file that is damaged counts as empty; where
-    none can be written, the choice holds for this process.
+
+class Algorithms:
+    """A table from a problem's key to an algorithm, in a JSON file.
+
+    The bytes are cuBLASLt's own, which checks them before it uses them.
 
     Parameters
     ----------
@@ -43,20 +42,7 @@ class Algorithms:
     def __init__(self, gpu: str, version: int, folder: Path | None = None) -> None:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", gpu).strip("-").lower()
         self.path = (folder or _folder()) / f"cublaslt-{version}-{name}.json"
-        self._lock = threading.Lock()
-        self._table = self._read()
-
-    def _read(self) -> dict[str, str]:
-        try:
-            if self.path.stat().st_size > _MOST:
-                return {}
-            table = json.loads(self.path.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(table, dict):
-            return {}
-        good = re.compile(rf"[0-9a-f]{{{2 * _BYTES}}}")
-        return {key: value for key, value in table.items() if isinstance(value, str) and good.fullmatch(value)}
+        self._table = Remembered(self.path, _good)
 
     def get(self, key: str) -> Algorithm | None:
         """What was chosen for the problem `key`."""
@@ -65,12 +51,4 @@ class Algorithms:
 
     def put(self, key: str, algorithm: Algorithm) -> None:
         """Remember a choice."""
-        with self._lock:
-            # Another process may have written since
-            self._table = {**self._read(), **self._table, key: bytes(algorithm).hex()}
-            with suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-                with os.fdopen(handle, "w", encoding="ascii") as file:
-                    json.dump(self._table, file, indent=0)
-                os.replace(name, self.path)
+        self._table.put(key, bytes(algorithm).hex())

@@ -72,22 +72,24 @@ def _resolve() -> str:
 
 
 def _kernels() -> dict[str, Any]:
-    """How the ``numba`` device does products, its vectors in bits, and rows and columns of a tile of the result."""
+    """How the ``numba`` device does products, its vectors in bits, tiles, and what was measured of BLAS."""
     import numpy as np
 
     facts: dict[str, Any] = {"products": None, "machine_bits": None, "vector_bits": None, "tiles": None, "error": None}
+    facts["blas_times_generated"] = {}
     try:
-        from ..kernels.cpu import micro, tuning
+        from ..kernels.cpu import choice, micro
 
         width = micro.vector_bytes()
         facts["machine_bits"] = 8 * micro.fused_vector_bytes() or None
-        facts["products"] = "generated" if tuning.generated_products() else "blas"
+        facts["products"] = choice.asked_for()
+        facts["blas_times_generated"] = {name: blas / own for name, (own, blas) in choice.measurements().items()}
     except Exception as error:  # no Numba, or NNFAST_GEMM names anything
         facts["error"] = f"{type(error).__name__}: {error}"
         return facts
     # BLAS does products only: the other kernels are compiled for the machine's vectors either way
     facts["vector_bits"] = 8 * width
-    if facts["products"] == "generated":
+    if facts["products"] != "blas":
         shapes = {name: micro.shape_for(np.dtype(name), width) for name in ("float32", "float64")}
         facts["tiles"] = {name: [shape.rows, shape.columns] for name, shape in shapes.items()}
     return facts
@@ -168,4 +170,8 @@ def _kernels_line(kernels: dict[str, Any]) -> str:
     if kernels["products"] == "blas":
         return f"{vectors}, products by SciPy's BLAS (NNFAST_GEMM=blas)"
     tiles = " and ".join(f"{rows} x {columns} ({name})" for name, (rows, columns) in kernels["tiles"].items())
-    return f"{vectors}, products generated, in tiles of {tiles}"
+    line = f"{vectors}, products generated, in tiles of {tiles}"
+    if kernels["products"] == "measured" and (ratios := kernels["blas_times_generated"]):
+        line += "; SciPy's BLAS takes " + ", ".join(f"{ratio:.2f} ({name})" for name, ratio in ratios.items())
+        line += " times as long, and is used where that is below 0.9"
+    return line

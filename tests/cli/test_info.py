@@ -77,12 +77,23 @@ def test_vectors_and_tiles(cli, monkeypatch, fused, bits, tiles):
     monkeypatch.setattr(micro, "fused_vector_bytes", lambda: fused)
     out, facts = info(cli)
     kernels = facts["kernels"]
-    assert kernels["products"] == "generated"
+    assert kernels["products"] == "measured"
     assert kernels["vector_bits"] == bits
     assert kernels["machine_bits"] == (8 * fused or None)
     assert kernels["tiles"] == tiles
     rows, columns = tiles["float32"]
     assert f"vectors of {bits} bits, products generated, in tiles of {rows} x {columns} (float32)" in out
+
+
+def test_what_was_measured_of_blas_is_told(cli, monkeypatch):
+    pytest.importorskip("numba")
+    from nnfast.kernels.cpu import choice
+
+    monkeypatch.delenv("NNFAST_GEMM", raising=False)
+    monkeypatch.setattr(choice, "measurements", lambda: {"float32 wide": [2e-3, 1e-3]})
+    out, facts = info(cli)
+    assert facts["kernels"]["blas_times_generated"] == {"float32 wide": 0.5}
+    assert "SciPy's BLAS takes 0.50 (float32 wide) times as long" in out
 
 
 def test_products_by_blas(cli, monkeypatch):
