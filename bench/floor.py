@@ -57,7 +57,7 @@ def traffic(workload: Workload, rows: int) -> float:
             numbers += inputs + outputs + (inputs + outputs if layer else 0)
     if not workload.predict:
         numbers += 2 * workload.sizes[-1]
-    return float(numbers * rows * np.dtype(workload.dtype).itemsize)
+    return float(numbers * rows * workload.itemsize)
 
 
 def flops(workload: Workload) -> float:

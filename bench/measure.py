@@ -26,7 +26,7 @@ __all__ = ["Settings", "calibrate", "measure", "slope"]
 
 AGREEMENT_STEPS = 10
 LOSS_TOLERANCE = 1e-3
-ROUNDED_TOLERANCE = 1e-2  # where products round their factors
+ROUNDED_TOLERANCE = {"tf32": 1e-2, "bf16": 1e-1}  # where factors, or everything but weights and sums, are rounded
 PREDICTION_TOLERANCE = 1e-4
 _ATTEMPTS = 3  # at a turn whose slope is not positive
 
@@ -204,7 +204,7 @@ class _Run:
     def _check_losses(self, timing: Timing, remote: Remote) -> None:
         if timing is not self.result.floor:
             losses = np.array(remote.call("losses", AGREEMENT_STEPS))
-            tolerance = ROUNDED_TOLERANCE if self.result.workload.precision else LOSS_TOLERANCE
+            tolerance = ROUNDED_TOLERANCE.get(self.result.workload.precision, LOSS_TOLERANCE)
             self._compare(timing, losses, self.reference, "losses of the first steps", tolerance)
 
     def _check_predictions(self, timing: Timing, remote: Remote) -> None:

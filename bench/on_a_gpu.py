@@ -53,7 +53,7 @@ def collect(
     minutes: float = 9.0,
     device: str = "cuda",
     tests: Sequence[str] = ("-m", "gpu", "tests"),
-    workloads: Sequence[Workload] = (*PRESETS["gpu"], *PRESETS["gpu-tf32"]),
+    workloads: Sequence[Workload] = (*PRESETS["gpu"], *PRESETS["gpu-tf32"], *PRESETS["gpu-bf16"]),
     peers: Sequence[str] | None = None,
     settings: Settings | None = None,
 ) -> bool:

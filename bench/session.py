@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -64,13 +63,9 @@ class Session:
     def run(self, count: int) -> float:
         """Seconds of so many epochs, or predictions."""
         if self.workload.predict:
-            began = time.perf_counter()
-            for _ in range(count):
-                self.timed.predict(self.inputs)
-            return time.perf_counter() - began
-        began = time.perf_counter()
-        losses = self.timed.epochs(count)
-        seconds = time.perf_counter() - began
+            return self.timed.seconds(lambda: [self.timed.predict(self.inputs) for _ in range(count)])
+        losses: list[float] = []
+        seconds = self.timed.seconds(lambda: losses.extend(self.timed.epochs(count)))
         if len(losses) != count or not np.isfinite(losses).all():
             raise ArithmeticError(f"{count} epochs gave the losses {losses[:3]} to {losses[-3:]}")
         return seconds

@@ -14,7 +14,7 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid", "silu", "gelu")
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mean_squared_error")
 OPTIMIZERS = ("adam", "sgd")
 DTYPES = ("float32", "float64")
-PRECISIONS = ("", "tf32")
+PRECISIONS = ("", "tf32", "bf16")
 
 CHECKED = 4096  # most rows of a batch whose losses are compared
 LARGE = 4096  # rows of a batch, from which on an epoch has few of them, so that the data stay small
@@ -56,7 +56,8 @@ class Workload:
     dtype : str
         float32 or float64, of the data, the weights and the computation.
     precision : str
-        tf32: products may round their factors to it, on a GPU. Empty: they compute in the dtype.
+        What a GPU may round: with tf32 the factors of products, with bf16 activations, their gradients and the weights
+        in products. Empty: everything is of the dtype.
     predict : int
         0 times training; another number times predictions of so many rows.
     """
@@ -102,6 +103,11 @@ class Workload:
     def layers(self) -> list[tuple[int, int]]:
         """Inputs and outputs of each layer."""
         return list(pairwise(self.sizes))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.precision == "bf16" else np.dtype(self.dtype).itemsize
 
     @property
     def steps(self) -> int:
@@ -186,7 +192,10 @@ _GPU = (
     _of_batches("wider-65536", (784, 4096, 4096, 10), 65536),
     _of_batches("narrow-1048576", (64, 64, 64, 64, 10), 1 << 20),
 )
-_GPU_TF32 = tuple(replace(workload, name=f"{workload.name}-tf32", precision="tf32") for workload in _GPU)
+_GPU_TF32, _GPU_BF16 = (
+    tuple(replace(workload, name=f"{workload.name}-{precision}", precision=precision) for workload in _GPU)
+    for precision in ("tf32", "bf16")
+)
 
 PRESETS: dict[str, tuple[Workload, ...]] = {
     "small": _SMALL,
@@ -196,6 +205,7 @@ PRESETS: dict[str, tuple[Workload, ...]] = {
     "off-table": _OFF_TABLE,
     "gpu": _GPU,
     "gpu-tf32": _GPU_TF32,
+    "gpu-bf16": _GPU_BF16,
 }
 WORKLOADS: dict[str, Workload] = {workload.name: workload for preset in PRESETS.values() for workload in preset}
 

@@ -35,5 +35,13 @@ P5 = 21
 P6 = 22
 P7 = 23
 EMA_DECAY = 24
+# Scaling of the loss's gradient, so that those of activations fit into float16
+LOSS_SCALE = 25  # the factor; 0 counts as 1
+GOOD_STEPS = 26  # steps since it last changed
+SKIP_STEP = 27  # 1: the current step updates nothing, because a gradient was not finite
+
+#: Good steps after which LOSS_SCALE doubles, and its largest value
+GROWTH_INTERVAL = 2000
+MOST_LOSS_SCALE = 2**24
 
 SIZE = 32

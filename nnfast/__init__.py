@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 # name -> module that defines it
 _NAMES = {
-    **dict.fromkeys(("get_backend", "available_devices"), "devices"),
+    "get_backend": "functional",
+    "available_devices": "devices",
     **dict.fromkeys(("Sequential", "load"), "model"),
     **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
     **dict.fromkeys(
@@ -67,6 +68,7 @@ _MODULES = frozenset(
         "devices",
         "errors",
         "initializers",
+        "interop",
         "layers",
         "losses",
         "metrics",
@@ -83,7 +85,7 @@ _MODULES = frozenset(
 __all__ = [*_NAMES, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from .devices import available_devices, get_backend
+    from .devices import available_devices
     from .errors import (
         CheckpointError,
         DataError,
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
         NotBuiltError,
         OutOfMemoryError,
     )
+    from .functional import get_backend
     from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
     from .losses import (
         BinaryCrossEntropy,

@@ -140,7 +140,8 @@ def get_backend(device: str | Backend | None = None, *, fused: bool = True) -> B
         As :func:`resolve`.
     """
     if isinstance(device, Backend):
-        return device
+        plain: Backend = getattr(device, "plain", device)  # of a view by functional.py
+        return plain
     if isinstance(device, str) and (known := _backends.get((device, fused))) is not None:
         return known
     name = resolve(device)

@@ -63,6 +63,9 @@ class Loss:
 
         Shapes: `pred` and `dpred` (n, m), `target` as :meth:`targets` made it, `weight` (n,) or ``None``.
         """
+        low = pred.dtype.itemsize == 2  # of 16 bits; the gradient is then scaled, see precision.py
+        if low:
+            pred = pred.astype(np.float32)
         value = self.value(pred, target)
         n = pred.shape[0]
         if value.shape not in ((n,), pred.shape):
@@ -83,7 +86,11 @@ class Loss:
                 raise ValueError(
                     f"{type(self).__name__}.gradient must have shape {pred.shape}, it has {gradient.shape}"
                 )
-            dpred[...] = gradient * (factor if weight is None else factor[:, None]) / per_row
+            gradient = gradient * (factor if weight is None else factor[:, None]) / per_row
+            if low:
+                scale = state[S.LOSS_SCALE]
+                gradient = gradient * bk.xp.where(scale == 0, 1.0, scale)
+            dpred[...] = gradient
 
     def record(
         self, bk: Backend, pred: Array, target: Array, weight: Array | None, state: Array, dpred: Array | None

@@ -100,7 +100,7 @@ class Sequential(Network):
             ``"numpy"``, ``"numba"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
         dtype : {"float32", "float64"}, optional
             Of the weights and the computation; by default that of `precision`.
-        precision : {"float32", "tf32", "float64"}, optional
+        precision : {"float32", "tf32", "bf16", "fp16", "float64"}, optional
             What the computation may round; by default that of `dtype`, or float32. ``"tf32"`` lets a GPU's tensor
             cores do the products. It stays with the model, also for predictions.
         validation_data : tuple of array_like, optional
@@ -285,7 +285,9 @@ class Sequential(Network):
         if isinstance(metrics, str) or callable(metrics):
             metrics = [metrics]
         wanted = [metrics_module.get(metric) for metric in metrics]
-        return Validation(self, X, y, sample_weight, resolved, wanted, self.dtype).evaluate(self, batch_size)
+        return Validation(
+            self, X, y, sample_weight, resolved, wanted, self.dtype, self.parameters.activations
+        ).evaluate(self, batch_size)
 
     # ---- files --------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
@@ -306,6 +308,37 @@ class Sequential(Network):
             If a layer's configuration or `extra` is not JSON.
         """
         checkpoint.save(self, path, extra)
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], *, opset: int = 17, probabilities: bool = False, preprocessing: Any = None
+    ) -> None:
+        """Write the model as an ONNX file, for other runtimes; see :func:`nnfast.interop.onnx.export`.
+
+        Parameters
+        ----------
+        path : path_like
+            The file.
+        opset : int
+            Version of ONNX's operators, 17 to 21.
+        probabilities : bool
+            Whether the output is that of :meth:`predict_proba`, not of :meth:`predict`.
+        preprocessing : Preprocessor, optional
+            Made part of the graph.
+
+        Raises
+        ------
+        NotBuiltError
+            If the model has no weights.
+        ValueError
+            If `opset` is another one, or a layer has no counterpart in ONNX.
+        ImportError
+            If the package ``onnx`` is not installed.
+        OSError
+            If the file cannot be written; what was there before is untouched.
+        """
+        from .exporting import onnx
+
+        onnx.export(self, path, opset=opset, probabilities=probabilities, preprocessing=preprocessing)
 
 
 def load(

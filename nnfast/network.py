@@ -27,8 +27,9 @@ __all__ = ["Network", "TrainingState"]
 _UNKNOWN_INPUT = "its input size is not known; call fit, or build(in_shape), or give the first layer in_features="
 
 
-# Slots of the step state that a step changes and that belong to the optimizer: NAdam's running product
-CARRIED = (S.P4,)
+# Slots of the step state that a step changes and that the next training goes on with: NAdam's running product, and the
+# scale of a loss's gradient with the steps since it changed
+CARRIED = (S.P4, S.LOSS_SCALE, S.GOOD_STEPS)
 
 
 @dataclass
@@ -156,7 +157,7 @@ class Network:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the weights and of the computation."""
+        """Type of the weights and, where :attr:`precision` says nothing else, of the computation."""
         return self.parameters.dtype
 
     @property
@@ -295,7 +296,7 @@ class Network:
             raise ValueError("there is no moving average; train with an optimizer that has ema=, such as 0.999")
         # Copies, not a swap of the arrays: plans hold their addresses
         before = params.vector()
-        params.backend.copy(params.average, out=params.flat)
+        params.load_average()
         try:
             yield self
         finally:

@@ -121,6 +121,8 @@ class Parameters:
         What a computation with them may round; see :mod:`nnfast.precision`.
     flat, buffers : array
         All parameters, all buffers.
+    low : array or None
+        A copy of `flat` in 16 bits, where the computation has such activations and has begun.
     slots : dict of str to array
         The optimizer's moments, shaped like `flat`.
     average : array or None
@@ -139,6 +141,25 @@ class Parameters:
         self.buffers = backend.zeros(self.buffer_size, self.dtype)
         self.slots: dict[str, Array] = {}
         self.average: Array | None = None
+        self.low: Array | None = None
+
+    @property
+    def activations(self) -> np.dtype[Any]:
+        """Type of activations: that of the weights, or of 16 bits where the precision and the device say so."""
+        reduced = self.backend.reduced(self.precision)
+        return self.dtype if reduced is None else np.dtype(reduced)
+
+    def use_low(self) -> None:
+        """Make sure that the copy in 16 bits exists, where there is to be one."""
+        if self.low is None and self.activations != self.dtype:
+            low = self.backend.empty(self.size, self.activations)
+            self.backend.copy(self.flat, out=low)
+            self.low = low
+
+    def _changed(self) -> None:
+        """`flat` was written from outside of a step."""
+        if self.low is not None:
+            self.backend.copy(self.flat, out=self.low)
 
     @staticmethod
     def _place(built: list[Built], kind: str, entries: list[Entry]) -> int:
@@ -167,6 +188,7 @@ class Parameters:
                     )
                 self.backend.copy(values, out=entry.view(flat))
         self.slots, self.average = {}, None
+        self._changed()
 
     def move(self, backend: Backend, dtype: Any, precision: str | None = None) -> None:
         """Bring everything to another backend, dtype or precision; by default that of the dtype, if it is another."""
@@ -175,7 +197,7 @@ class Parameters:
             precision = self.precision if dtype == self.dtype else dtype.name
         if precision != self.precision:
             self.precision = precision
-            self.flat = self.flat[:]  # plans made for another one end here
+            self.flat, self.low = self.flat[:], None  # plans made for another one end here
         if backend is self.backend and dtype == self.dtype:
             return
 
@@ -188,7 +210,7 @@ class Parameters:
         flat, buffers = moved(self.flat), moved(self.buffers)
         slots = {name: moved(array) for name, array in self.slots.items()}
         average = None if self.average is None else moved(self.average)
-        self.flat, self.buffers, self.slots, self.average = flat, buffers, slots, average
+        self.flat, self.buffers, self.slots, self.average, self.low = flat, buffers, slots, average, None
         self.backend, self.dtype = backend, dtype
 
     @contextmanager
@@ -219,7 +241,7 @@ class Parameters:
         views = {e.spec.name: e.view(self.buffers) for e in self.buffer_entries if e.layer == index}
         for entry in self.entries:
             if entry.layer == index:
-                views[entry.spec.name] = entry.view(self.flat)
+                views[entry.spec.name] = entry.view(self.flat if self.low is None or entry.spec.full else self.low)
                 if grad is not None:
                     views["d" + entry.spec.name] = entry.view(grad)
         return views
@@ -275,6 +297,7 @@ class Parameters:
         arrays = self.check(values)
         self._write(self.entries, self.flat, arrays)
         self._write(self.buffer_entries, self.buffers, arrays)
+        self._changed()
 
     def set_slots(self, values: dict[str, np.ndarray]) -> None:
         """Write what :meth:`get_slots` gave; the keys and shapes were checked by the caller."""
@@ -310,3 +333,10 @@ class Parameters:
             host[entry.offset : entry.offset + entry.size] = values[start : start + entry.size]
             start += entry.size
         self.backend.copy(host, out=self.flat)
+        self._changed()
+
+    def load_average(self) -> None:
+        """Write the moving average to the parameters."""
+        assert self.average is not None
+        self.backend.copy(self.average, out=self.flat)
+        self._changed()

@@ -95,9 +95,18 @@ class Plan:
         self.loss, self.optimizer = loss, optimizer
         self.training = optimizer is not None
         self.backend = params.backend
-        self.layout = PlanLayout(built, batch, params.dtype, training=self.training, target=target, weighted=weighted)
+        self.layout = PlanLayout(
+            built,
+            batch,
+            params.activations,
+            training=self.training,
+            full=params.dtype,
+            target=target,
+            weighted=weighted,
+        )
         bk = self.backend
         self._need_memory(optimizer)
+        params.use_low()
         self._buffer = bk.zeros(self.layout.nbytes, np.uint8)
         self.grad = bk.zeros(params.size, params.dtype) if self.training else None
         if optimizer is not None:
@@ -116,6 +125,8 @@ class Plan:
         """Refuse what the device can never hold: a system that gives memory on use would end the program."""
         arrays = 0 if optimizer is None else 1 + len(optimizer.slots)
         needed = self.layout.nbytes + arrays * self.params.size * self.params.dtype.itemsize
+        if self.params.low is None and self.params.activations != self.params.dtype:
+            needed += self.params.size * self.params.activations.itemsize
         if needed > _ASKS_FIRST:
             free, total = self.backend.memory()
             if needed > total:

@@ -23,6 +23,23 @@ class _LayerSlots:
 class PlanLayout:
     """Where everything that depends on the batch size will be; nothing is allocated yet.
 
+    Parameters
+    ----------
+    built : list of Built
+        The chain.
+    batch : int
+        Rows.
+    dtype : dtype
+        Of activations and their gradients.
+    training : bool
+        Whether there is a backward pass.
+    full : dtype, optional
+        Of sample weights, and of what layers want in full; by default `dtype`.
+    target : tuple of (shape, dtype), optional
+        One row of targets.
+    weighted : bool
+        Whether there are sample weights.
+
     Attributes
     ----------
     nbytes : int
@@ -36,13 +53,15 @@ class PlanLayout:
         dtype: Any,
         *,
         training: bool,
+        full: Any = None,
         target: tuple[tuple[int, ...], Any] | None = None,
         weighted: bool = False,
     ) -> None:
         arena = Arena()
         self.x = arena.reserve((batch, *built[0].in_shape), dtype)
         self.target = None if target is None else arena.reserve((batch, *target[0]), target[1])
-        self.weight = arena.reserve((batch,), dtype) if weighted else None
+        full = dtype if full is None else full
+        self.weight = arena.reserve((batch,), full) if weighted else None
         widest = max(prod(layer.out_shape) for layer in built)
         # Without a backward pass an output is dead once the next layer has read it: two buffers do
         turns = [] if training else [arena.reserve((batch, widest), dtype) for _ in range(2)]
@@ -61,7 +80,8 @@ class PlanLayout:
                 if spec.kind in ("saved", "scratch"):
                     shape = (batch, *spec.shape) if spec.per_row else spec.shape
                     kept = training or spec.kind == "scratch"
-                    declared.append((spec.name, arena.reserve(shape, dtype) if kept else None, spec.per_row))
+                    place = arena.reserve(shape, full if spec.full else dtype) if kept else None
+                    declared.append((spec.name, place, spec.per_row))
             self.layers.append(_LayerSlots(output, tuple(declared)))
         self.gradients = self._reserve_gradients(arena, built, batch, dtype) if training else []
         self.nbytes = arena.nbytes

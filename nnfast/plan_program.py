@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from .backends.base import Array, Backend, Feeder, Replay
@@ -91,5 +92,8 @@ class Program:
             if layer.is_view(True):
                 continue  # the same memory under another shape
             layer.record(bk, layer.backward, gradients[i], gradients[i - 1] if i > first else None)
-        plan.optimizer.record(bk, plan.params.flat, plan.grad, plan.params.slots, plan.params.average, plan.state)
+        params = plan.params
+        scaled = params.low is not None and params.precision == "fp16"
+        with nullcontext() if params.low is None else bk.copying(params.flat, params.low):
+            plan.optimizer.record(bk, params.flat, plan.grad, params.slots, params.average, plan.state, scaled=scaled)
         bk.end_step(plan.state, self.rows)

@@ -41,7 +41,7 @@ class Summary:
     plan_bytes : int
         What a training step of the batch size needs for activations and their gradients.
     weight_bytes : int
-        Weights, their gradients, and two moments.
+        Weights, their gradients, two moments, and the copy in 16 bits where there is one.
     device : str or None
         Where it would train.
     working_bytes, total_bytes, free_bytes : int
@@ -57,9 +57,11 @@ class Summary:
             for b in built
         ]
         self.parameters = params.count
-        layout = PlanLayout(built, batch_size, params.dtype, training=True)
+        where = params.backend if backend is None else backend
+        reduced = where.reduced(params.precision)
+        layout = PlanLayout(built, batch_size, reduced or params.dtype, training=True, full=params.dtype)
         self.plan_bytes = layout.nbytes
-        self.weight_bytes = 4 * params.size * params.dtype.itemsize
+        self.weight_bytes = params.size * (4 * params.dtype.itemsize + (0 if reduced is None else 2))
         self.dtype = params.dtype
         self.device = None if backend is None else backend.device
         self.working_bytes = self.total_bytes = self.free_bytes = 0

@@ -27,7 +27,7 @@ def _make(name: str) -> Backend:
     reason = nf.available_devices().get(name, f"no device {name}")
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
-    return nf.get_backend(name)
+    return nf.devices.get_backend(name)
 
 
 @pytest.fixture(params=_CPU)

@@ -19,8 +19,9 @@ def _title(block: str) -> str:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=map(_title, BLOCKS))
 def test_python_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "sklearn" in block:
-        pytest.importorskip("sklearn")
+    for package in ("sklearn", "torch", "onnx"):
+        if f"{package}." in block or f"{package} import" in block or f'.{package}"' in block:
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 

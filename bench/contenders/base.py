@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,12 @@ class Contender(ABC):
         for step in range(steps):
             start = step % self.workload.steps * batch
             yield slice(start, min(start + batch, rows))
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long `work` takes, which waits for its end: by the clock, on a GPU by events of the device."""
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
 
     def inputs(self, X: np.ndarray) -> Any:
         """`X` as the library's users hold it."""

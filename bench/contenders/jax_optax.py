@@ -45,7 +45,7 @@ class JaxOptax(Contender):
             optax.adam(work.lr, eps=1e-8) if work.optimizer == "adam" else optax.sgd(work.lr, work.momentum)
         )
         params = [(jnp.array(W), jnp.array(b)) for W, b in weights]
-        self.X, self.y = jnp.array(X), jnp.array(y)
+        self.X, self.y = self.inputs(X), jnp.array(y)
         self.state = (params, self.optimizer.init(params), jax.random.key(0))
         self.rng = np.random.default_rng(0)
         self._epoch = jax.jit(self._one_epoch, donate_argnums=0)
@@ -54,8 +54,9 @@ class JaxOptax(Contender):
 
     def _forward(self, params: Any, x: Any, key: Any = None) -> Any:
         activation = _ACTIVATIONS[self.workload.activation]
+        low = self.workload.precision == "bf16"
         for i, (W, b) in enumerate(params):
-            x = x @ W + b
+            x = x @ W.astype(x.dtype) + b.astype(x.dtype) if low else x @ W + b
             if i < len(params) - 1:
                 x = activation(x)
                 if key is not None and self.workload.dropout:
@@ -66,6 +67,7 @@ class JaxOptax(Contender):
 
     def _loss(self, params: Any, x: Any, y: Any, key: Any) -> Any:
         z = self._forward(params, x, key)
+        z = z.astype(jnp.float32) if self.workload.precision == "bf16" else z
         if self.workload.loss == "cross_entropy":
             return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
         if self.workload.loss == "binary_cross_entropy":
@@ -88,7 +90,7 @@ class JaxOptax(Contender):
         def step(state: Any, index: Any) -> tuple[Any, Any]:
             return self._one_step(state, X[index], y[index])
 
-        total = jnp.zeros((), X.dtype)
+        total = jnp.zeros((), self.workload.dtype)
         if full:
             state, losses = jax.lax.scan(step, state, order[: full * batch].reshape(full, batch))
             total += losses.sum() * batch
@@ -113,7 +115,7 @@ class JaxOptax(Contender):
         return found
 
     def inputs(self, X: np.ndarray) -> jax.Array:
-        return jnp.array(X)
+        return jnp.array(X, jnp.bfloat16 if self.workload.precision == "bf16" else None)
 
     def predict(self, inputs: jax.Array) -> jax.Array:
         return self._logits(self.state[0], inputs).block_until_ready()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 import nnfast as nf
 
+from ..floor_cuda import device_seconds
 from ..workloads import Weights
 from .base import Contender
 
@@ -87,3 +89,6 @@ class CudaDevice(_Device):
     """``device="cuda"``."""
 
     device = "cuda"
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        return device_seconds(nf.get_backend(self.device), work)

@@ -53,14 +53,27 @@ class Eager(Contender):
             )
         else:
             self.optimizer = torch.optim.SGD(parameters, work.lr, work.momentum, fused=True)
-        self.X, self.y = torch.from_numpy(X).to(self.device), torch.from_numpy(y).to(self.device)
+        self.X, self.y = self.inputs(X), torch.from_numpy(y).to(self.device)
         self.model.train(not work.predict)
         self.compile()
 
     def compile(self) -> None:
         """Choose what :meth:`step` and :meth:`predict` call."""
-        self.forward_loss = lambda x, y: self.loss(self.model(x), y)
-        self.forward: Callable[..., torch.Tensor] = self.model
+        self.forward_loss = self.model_and_loss
+        self.forward: Callable[..., torch.Tensor] = self.model_alone
+
+    def model_alone(self, x: torch.Tensor) -> torch.Tensor:
+        """The network, with autocast where the workload is in bfloat16: its weights are float32 all the same."""
+        if self.workload.precision != "bf16":
+            return self.model(x)
+        # A graph must not find a weight's copy in the cache from outside of it
+        with torch.autocast(self.device, torch.bfloat16, cache_enabled=not self.capturable):
+            return self.model(x)
+
+    def model_and_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The network and its loss, which is computed in float32."""
+        z = self.model_alone(x)
+        return self.loss(z.float() if self.workload.precision == "bf16" else z, y)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One training step; returns the loss before it."""
@@ -88,7 +101,8 @@ class Eager(Contender):
         return [self.step(self.X[rows], self.y[rows]).item() for rows in self.batches_in_order(steps)]
 
     def inputs(self, X: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(X).to(self.device)
+        x = torch.from_numpy(X).to(self.device)
+        return x.to(torch.bfloat16) if self.workload.precision == "bf16" else x
 
     def predict(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -105,10 +119,5 @@ class Compiled(Eager):
     mode: str | None = None
 
     def compile(self) -> None:
-        model, loss = self.model, self.loss
-
-        def forward_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return loss(model(x), y)
-
-        self.forward_loss = torch.compile(forward_loss, mode=self.mode)
-        self.forward = torch.compile(model, mode=self.mode)
+        self.forward_loss = torch.compile(self.model_and_loss, mode=self.mode)
+        self.forward = torch.compile(self.model_alone, mode=self.mode)

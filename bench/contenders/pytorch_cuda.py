@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ class _OnCuda(pytorch.Eager):
 
     def predict(self, inputs: torch.Tensor) -> Any:
         return super().predict(inputs).cpu()
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3
 
 
 class Eager(_OnCuda):

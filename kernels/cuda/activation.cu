@@ -6,11 +6,12 @@
 template <typename T, template <typename> class Act>
 __global__ void __launch_bounds__(256)
 bias_act(const T* x, const T* bias, T* z, T* y, index_t n, index_t m, double alpha) {
-    const Act<T> act(alpha);
+    using W = wide<T>;
+    const Act<W> act(alpha);
     constexpr int N = Pack<T>::N;
     bool packed = aligned16(x) && aligned16(y) && aligned16(z);
     PACK_STRIDE(i, n, N) {
-        Pack<T> v = load_pack(x, i, n, packed);
+        Values<T> v = load_pack(x, i, n, packed);
         if (bias) {
             index_t column = remainder(i, m);
 #pragma unroll
@@ -29,28 +30,30 @@ bias_act(const T* x, const T* bias, T* z, T* y, index_t n, index_t m, double alp
 // dz = dy * f'; dz may be dy
 template <typename T, template <typename> class Act>
 __global__ void __launch_bounds__(256) act_grad(const T* dy, const T* saved, T* dz, index_t n, double alpha) {
-    const Act<T> act(alpha);
-    map(dy, saved, dz, n, [=](T d, T s) { return d * act.slope(s); });
+    using W = wide<T>;
+    const Act<W> act(alpha);
+    map(dy, saved, dz, n, [=](W d, W s) { return d * act.slope(s); });
 }
 
 // dz = dy * f', and the sums of dz over this block's rows into sums[chunk]. With dz null (and the
 // identity, which reads no `saved`) this is the plain sum of columns.
 template <typename T, template <typename> class Act>
 __global__ void __launch_bounds__(256)
-act_grad_bias(const T* dy, const T* saved, T* dz, T* sums, index_t rows, index_t m, index_t rows_per_chunk,
+act_grad_bias(const T* dy, const T* saved, T* dz, wide<T>* sums, index_t rows, index_t m, index_t rows_per_chunk,
               double alpha) {
-    const Act<T> act(alpha);
+    using W = wide<T>;
+    const Act<W> act(alpha);
     index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
     const Chunk chunk(rows, rows_per_chunk);
-    T sum = 0;
+    W sum = 0;
     if (column < m)
 #pragma unroll 2  // enough loads in flight; four copies of a double-precision erf are not worth it
         for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
             index_t i = r * m + column;
-            T d = dy[i];
+            W d = dy[i];
             if (dz) {
                 d *= act.slope(saved[i]);
-                dz[i] = d;
+                dz[i] = T(d);
             }
             sum += d;
         }

@@ -4,16 +4,17 @@
 // Mean and sum of squared deviations of this block's rows. The second reading finds the chunk in the cache.
 template <typename T>
 __global__ void __launch_bounds__(256)
-batch_stats(const T* x, T* means, T* deviations, index_t rows, index_t m, index_t rows_per_chunk) {
+batch_stats(const T* x, wide<T>* means, wide<T>* deviations, index_t rows, index_t m, index_t rows_per_chunk) {
+    using W = wide<T>;
     index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
     const Chunk chunk(rows, rows_per_chunk);
-    T sum = 0, squares = 0;
+    W sum = 0, squares = 0;
     if (column < m)
-        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) sum += x[r * m + column];
-    T mean = tile_sum_all(sum) / T(chunk.end - chunk.begin);
+        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) sum += W(x[r * m + column]);
+    W mean = tile_sum_all(sum) / W(chunk.end - chunk.begin);
     if (column < m)
         for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
-            T d = x[r * m + column] - mean;
+            W d = W(x[r * m + column]) - mean;
             squares += d * d;
         }
     squares = tile_sum(squares);
@@ -47,27 +48,29 @@ batch_stats_finish(const T* means, const T* deviations, T* mean, T* var, index_t
 // out = (x - mean) * (gamma / sqrt(var + eps)) + beta; out may be x
 template <typename T>
 __global__ void __launch_bounds__(256)
-batch_norm_apply(const T* x, const T* gamma, const T* beta, const T* mean, const T* var, T* out, index_t n, index_t m,
-                 double eps) {
+batch_norm_apply(const T* x, const wide<T>* gamma, const wide<T>* beta, const wide<T>* mean, const wide<T>* var, T* out,
+                 index_t n, index_t m, double eps) {
+    using W = wide<T>;
     GRID_STRIDE(i, n) {
         index_t j = remainder(i, m);
-        out[i] = (x[i] - mean[j]) * (gamma[j] / sqrt(var[j] + T(eps))) + beta[j];
+        out[i] = T((W(x[i]) - mean[j]) * (gamma[j] / sqrt(var[j] + W(eps))) + beta[j]);
     }
 }
 
 // Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]
 template <typename T>
 __global__ void __launch_bounds__(256)
-batch_norm_dparam(const T* dy, const T* x, const T* mean, const T* var, T* dgamma, T* dbeta, index_t rows, index_t m,
-                  index_t rows_per_chunk, double eps) {
+batch_norm_dparam(const T* dy, const T* x, const wide<T>* mean, const wide<T>* var, wide<T>* dgamma, wide<T>* dbeta,
+                  index_t rows, index_t m, index_t rows_per_chunk, double eps) {
+    using W = wide<T>;
     index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
     const Chunk chunk(rows, rows_per_chunk);
-    T of_gamma = 0, of_beta = 0;
+    W of_gamma = 0, of_beta = 0;
     if (column < m) {
-        T center = mean[column], rstd = T(1) / sqrt(var[column] + T(eps));
+        W center = mean[column], rstd = W(1) / sqrt(var[column] + W(eps));
         for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
-            T d = dy[r * m + column];
-            of_gamma += d * (x[r * m + column] - center) * rstd;
+            W d = dy[r * m + column];
+            of_gamma += d * (W(x[r * m + column]) - center) * rstd;
             of_beta += d;
         }
     }
@@ -82,13 +85,14 @@ batch_norm_dparam(const T* dy, const T* x, const T* mean, const T* var, T* dgamm
 // dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n); dx may be dy
 template <typename T>
 __global__ void __launch_bounds__(256)
-batch_norm_dx(const T* dy, const T* x, const T* gamma, const T* mean, const T* var, const T* dgamma, const T* dbeta,
-              T* dx, index_t rows, index_t m, double eps) {
+batch_norm_dx(const T* dy, const T* x, const wide<T>* gamma, const wide<T>* mean, const wide<T>* var,
+              const wide<T>* dgamma, const wide<T>* dbeta, T* dx, index_t rows, index_t m, double eps) {
+    using W = wide<T>;
     index_t n = rows * m;
     GRID_STRIDE(i, n) {
         index_t j = remainder(i, m);
-        T rstd = T(1) / sqrt(var[j] + T(eps)), xhat = (x[i] - mean[j]) * rstd;
-        dx[i] = (gamma[j] * rstd) * (dy[i] - dbeta[j] / T(rows) - xhat * (dgamma[j] / T(rows)));
+        W rstd = W(1) / sqrt(var[j] + W(eps)), xhat = (W(x[i]) - mean[j]) * rstd;
+        dx[i] = T((gamma[j] * rstd) * (W(dy[i]) - dbeta[j] / W(rows) - xhat * (dgamma[j] / W(rows))));
     }
 }
 

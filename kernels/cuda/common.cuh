@@ -3,6 +3,7 @@
 // No floating-point atomics anywhere: a sum is taken per thread, per warp, per block, and over the
 // blocks in the order of their numbers, so that equal inputs give equal bits. Blocks have a multiple
 // of 32 threads. The STATE_* slots come from step_state.py.
+#include "half.cuh"
 
 typedef long long index_t;
 
@@ -14,35 +15,51 @@ constexpr unsigned FULL_WARP = 0xffffffffu;
     _Pragma("unroll 1") for (index_t i = blockIdx.x * (index_t)blockDim.x + threadIdx.x; i < (n);              \
          i += (index_t)gridDim.x * blockDim.x)
 
-// One 16-byte memory transaction of a thread
-template <typename T>
-struct alignas(16) Pack {
-    static constexpr int N = 16 / sizeof(T);
+// One memory transaction of a thread, of 16 bytes where nothing else is asked for
+template <typename T, int COUNT = 16 / sizeof(T)>
+struct alignas(COUNT * sizeof(T)) Pack {
+    static constexpr int N = COUNT;
     T v[N];
 };
 
-__device__ inline bool aligned16(const void* p) { return ((unsigned long long)p & 15) == 0; }
+// A pack's elements as they are computed with
+template <typename T>
+struct Values {
+    static constexpr int N = Pack<T>::N;
+    wide<T> v[N];
+};
+
+__device__ inline bool aligned(const void* p, unsigned bytes) { return ((unsigned long long)p & (bytes - 1)) == 0; }
+__device__ inline bool aligned16(const void* p) { return aligned(p, 16); }
 
 // The elements i.. of an array of n: in one transaction where `packed` says that addresses allow it, and
 // one by one at the array's end, with zeros beyond it
 template <typename T>
-__device__ inline Pack<T> load_pack(const T* a, index_t i, index_t n, bool packed) {
-    if (packed && i + Pack<T>::N <= n) return *reinterpret_cast<const Pack<T>*>(a + i);
-    Pack<T> pack;
+__device__ inline Values<T> load_pack(const T* a, index_t i, index_t n, bool packed) {
+    Values<T> values;
+    if (packed && i + Pack<T>::N <= n) {
+        const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(a + i);
 #pragma unroll
-    for (int j = 0; j < Pack<T>::N; j++) pack.v[j] = i + j < n ? a[i + j] : T(0);
-    return pack;
+        for (int j = 0; j < Pack<T>::N; j++) values.v[j] = pack.v[j];
+        return values;
+    }
+#pragma unroll
+    for (int j = 0; j < Pack<T>::N; j++) values.v[j] = i + j < n ? wide<T>(a[i + j]) : wide<T>(0);
+    return values;
 }
 
 template <typename T>
-__device__ inline void store_pack(T* a, index_t i, index_t n, bool packed, const Pack<T>& pack) {
+__device__ inline void store_pack(T* a, index_t i, index_t n, bool packed, const Values<T>& values) {
     if (packed && i + Pack<T>::N <= n) {
+        Pack<T> pack;
+#pragma unroll
+        for (int j = 0; j < Pack<T>::N; j++) pack.v[j] = T(values.v[j]);
         *reinterpret_cast<Pack<T>*>(a + i) = pack;
         return;
     }
 #pragma unroll
     for (int j = 0; j < Pack<T>::N; j++)
-        if (i + j < n) a[i + j] = pack.v[j];
+        if (i + j < n) a[i + j] = T(values.v[j]);
 }
 
 // for i = the first element of each of this thread's packs
@@ -56,7 +73,7 @@ __device__ inline void map(const T* a, T* out, index_t n, F f) {
     constexpr int N = Pack<T>::N;
     bool packed = aligned16(a) && aligned16(out);
     PACK_STRIDE(i, n, N) {
-        Pack<T> x = load_pack(a, i, n, packed);
+        Values<T> x = load_pack(a, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) x.v[j] = f(x.v[j]);
         store_pack(out, i, n, packed, x);
@@ -69,7 +86,7 @@ __device__ inline void map(const T* a, const T* b, T* out, index_t n, F f) {
     constexpr int N = Pack<T>::N;
     bool packed = aligned16(a) && aligned16(b) && aligned16(out);
     PACK_STRIDE(i, n, N) {
-        Pack<T> x = load_pack(a, i, n, packed), y = load_pack(b, i, n, packed);
+        Values<T> x = load_pack(a, i, n, packed), y = load_pack(b, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) x.v[j] = f(x.v[j], y.v[j]);
         store_pack(out, i, n, packed, x);

@@ -21,6 +21,7 @@ from .cublaslt_library import Algorithm, CublasLtError, Heuristic, Library
 
 __all__ = [
     "BIAS",
+    "COMPUTE",
     "DEFAULT",
     "DGELU_BGRAD",
     "DRELU_BGRAD",
@@ -28,6 +29,7 @@ __all__ = [
     "GELU_BIAS",
     "RELU_AUX_BIAS",
     "RELU_BIAS",
+    "TYPES",
     "Plan",
     "Problem",
     "alignment",
@@ -41,14 +43,16 @@ RELU_AUX_BIAS, GELU_AUX_BIAS = 134, 164
 # The product times the activation's slope, by what the forward pass left; and its column sums, the bias gradient
 DRELU_BGRAD, DGELU_BGRAD = 152, 208
 
-# cudaDataType_t, and the type of alpha and beta, of each dtype
-_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
-# cublasComputeType_t. Without FAST_TF32 float32 is computed in float32.
-_COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
+#: cudaDataType_t of each dtype
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+#: cublasComputeType_t. Without FAST_TF32 float32 is computed in float32.
+COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
 
 # cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t
 _TRANSA, _TRANSB, _EPILOGUE, _BIAS_POINTER, _AUX_POINTER, _AUX_LD = 3, 4, 7, 8, 11, 12
-_WORKSPACE_BYTES, _ALIGNMENT_A = 1, 5
+_WORKSPACE_BYTES, _REDUCTION_SCHEMES, _ALIGNMENT_A = 1, 3, 5
+# cublasLtReductionScheme_t: parts of a long sum are added up in float32, or it has no parts
+_IN_COMPUTE_TYPE = 2
 _NOT_SUPPORTED = 15
 
 #: Algorithms that are asked for, best first
@@ -77,9 +81,9 @@ class Problem:
     m, n, k : int
         Rows and columns of C, length of the sum.
     dtype : str
-        Of A, B, C and the bias: float32, float64, float16 or bfloat16.
+        Of A and B: float32, float64, float16 or bfloat16.
     compute : str
-        float32, tf32 or float64.
+        float32 (that of 16 bits, too), tf32 or float64.
     trans_a, trans_b : bool
         Whether the operand is stored as its transpose.
     epilogue : int
@@ -90,6 +94,8 @@ class Problem:
         Bytes that A, B and C are aligned to, see :func:`alignment`.
     aux : int
         Elements (of a mask: bits) between two rows of what the epilogue leaves, or reads, beside C; 0: there is none.
+    out : str
+        Dtype of C, the bias, and GELU's input beside C: by default `dtype`; of factors of 16 bits it may be float32.
     """
 
     m: int
@@ -103,11 +109,21 @@ class Problem:
     accumulate: bool = False
     aligned: tuple[int, int, int] = (16, 16, 16)
     aux: int = 0
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.out or self.dtype)
 
     @property
     def key(self) -> str:
-        """All of it as text."""
-        return "-".join(map(str, astuple(self)))
+        """All of it as text; without `out` where there is but one choice, as choices on disk are named."""
+        fields = astuple(self)
+        return "-".join(map(str, fields[:-1] if self.out == self.dtype in ("float32", "float64") else fields))
+
+    @property
+    def bias_alignment(self) -> int:
+        """Bytes that the bias is aligned to: parameters start at multiples of 16 elements."""
+        return 32 if self.out in ("float16", "bfloat16") else 64
 
 
 class Plan:
@@ -137,19 +153,18 @@ class Plan:
 
     def __init__(self, library: Library, problem: Problem, workspace: int) -> None:
         self.library, self.problem, self.workspace = library, problem, workspace
-        kind = _TYPES[problem.dtype]
-        scale = _TYPES["float64" if problem.dtype == "float64" else "float32"]
+        kind, scale = TYPES[problem.dtype], TYPES["float64" if problem.dtype == "float64" else "float32"]
         number = ctypes.c_double if problem.dtype == "float64" else c_float
         self._alpha, self._beta = number(1.0), number(1.0 if problem.accumulate else 0.0)
         m, n, k = problem.m, problem.n, problem.k
         self._owned: list[tuple[str, c_void_p]] = []
         self._lock = threading.Lock()  # the operation holds the address of the bias
 
-        def layout(rows: int, columns: int) -> c_void_p:
+        def layout(rows: int, columns: int, kind: int = kind) -> c_void_p:
             """Of a row-major matrix, which the library sees with rows and columns exchanged."""
             return self._made("MatrixLayout", kind, columns, rows, columns)
 
-        self._operation = self._made("MatmulDesc", _COMPUTE[problem.compute], scale)
+        self._operation = self._made("MatmulDesc", COMPUTE[problem.compute], scale)
         for attribute, value in (
             (_TRANSA, int(problem.trans_b)),
             (_TRANSB, int(problem.trans_a)),
@@ -161,7 +176,7 @@ class Plan:
             self._point(_AUX_LD, ctypes.c_int64(problem.aux))
         self._b = layout(n, k) if problem.trans_b else layout(k, n)
         self._a = layout(k, m) if problem.trans_a else layout(m, k)
-        self._c = layout(m, n)
+        self._c = layout(m, n, TYPES[problem.out])
         with self._somewhere():
             self.candidates = self._heuristics()
         self.algorithm = self.candidates[0]
@@ -169,9 +184,8 @@ class Plan:
     @contextmanager
     def _somewhere(self) -> Iterator[None]:
         """Within it, the operation has addresses: nothing is read there, but their alignment says what can be done."""
-        places = [(_AUX_POINTER, 256)] * bool(self.problem.aux) + [(_BIAS_POINTER, 64)] * (
-            self.problem.epilogue != DEFAULT
-        )
+        places = [(_AUX_POINTER, 256)] * bool(self.problem.aux)
+        places += [(_BIAS_POINTER, self.problem.bias_alignment)] * (self.problem.epilogue != DEFAULT)
         for attribute, address in places:
             self._point(attribute, c_void_p(address))
         try:
@@ -197,6 +211,8 @@ class Plan:
         library = self.library
         preference = self._made("MatmulPreference")
         settings: list[tuple[int, Any]] = [(_WORKSPACE_BYTES, c_uint64(self.workspace))]
+        if self.problem.out in ("float16", "bfloat16"):  # else sums may be rounded to it midway
+            settings.append((_REDUCTION_SCHEMES, c_uint32(_IN_COMPUTE_TYPE)))
         a, b, c = self.problem.aligned
         settings += [(_ALIGNMENT_A + i, c_uint32(value)) for i, value in enumerate((b, a, c, c))]
         for attribute, value in settings:

@@ -17,23 +17,30 @@ __device__ inline Words philox(Words c, unsigned k0, unsigned k1) {
     return c;
 }
 
-// One thread draws the four words of four elements; y may be x
+// A thread draws four words for four elements, twice where a pack has eight; y may be x
 template <typename T>
 __global__ void __launch_bounds__(256)
 dropout(const T* x, T* y, index_t n, const double* state, index_t stream, index_t threshold, double scale) {
-    constexpr int N = Pack<T>::N;
+    using W = wide<T>;
+    constexpr int N = Pack<T>::N, GROUP = N > 4 ? N : 4, DRAWS = GROUP / 4;
     unsigned long long step = (unsigned long long)state[STATE_STEP];
     unsigned k0 = (unsigned)state[STATE_SEED_LO], k1 = (unsigned)state[STATE_SEED_HI];
     bool packed = aligned16(x) && aligned16(y);
-    index_t groups = (n + 3) / 4;
+    index_t groups = (n + GROUP - 1) / GROUP;
     GRID_STRIDE(g, groups) {
-        Words w = philox(Words{{(unsigned)g, (unsigned)stream, (unsigned)step, (unsigned)(step >> 32)}}, k0, k1);
+        Words w[DRAWS];
 #pragma unroll
-        for (int j = 0; j < 4; j += N) {
-            Pack<T> v = load_pack(x, 4 * g + j, n, packed);
+        for (int d = 0; d < DRAWS; d++) {
+            unsigned block = (unsigned)(g * DRAWS + d);
+            w[d] = philox(Words{{block, (unsigned)stream, (unsigned)step, (unsigned)(step >> 32)}}, k0, k1);
+        }
 #pragma unroll
-            for (int i = 0; i < N; i++) v.v[i] = w.v[j + i] < threshold ? v.v[i] * T(scale) : T(0);
-            store_pack(y, 4 * g + j, n, packed, v);
+        for (int j = 0; j < GROUP; j += N) {
+            Values<T> v = load_pack(x, GROUP * g + j, n, packed);
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                v.v[i] = w[(j + i) / 4].v[(j + i) % 4] < threshold ? v.v[i] * W(scale) : W(0);
+            store_pack(y, GROUP * g + j, n, packed, v);
         }
     }
 }

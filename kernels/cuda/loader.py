@@ -15,13 +15,31 @@ from typing import Any
 
 from .. import step_state
 
-__all__ = ["ACTIVATIONS", "FILES", "LOSSES", "OPTIONS", "SCALARS", "UNITS", "Kernels", "expressions", "source"]
+__all__ = [
+    "ACTIVATIONS",
+    "FILES",
+    "HALVES",
+    "LOSSES",
+    "OPTIONS",
+    "SCALARS",
+    "UNITS",
+    "WIDE",
+    "Kernels",
+    "expressions",
+    "source",
+]
 
 _HERE = Path(__file__).parent
 OPTIONS = ("--std=c++17",)
 
-#: CUDA type of a NumPy dtype character
-SCALARS = {"f": "float", "d": "double"}
+#: CUDA type of a NumPy dtype character; "E" is bfloat16
+SCALARS = {"f": "float", "d": "double", "e": "f16", "E": "bf16"}
+
+#: Character of the dtype that one is computed with
+WIDE = {"f": "f", "d": "d", "e": "f", "E": "f"}
+
+#: Number by which ``optimizer_step`` knows the dtype of the parameter's copy
+HALVES = {"e": 1, "E": 2}
 
 #: C++ functor of an activation
 ACTIVATIONS = {
@@ -69,6 +87,8 @@ _RULES = (
 )
 
 _TYPES = tuple((t,) for t in SCALARS.values())
+# Weights, their gradients, and what is summed up have no 16-bit form
+_WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
@@ -78,31 +98,28 @@ _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
     "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
-    "reduce": dict.fromkeys(("column_finish", "sq_norm", "clip_value", "add"), _TYPES),
+    "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "clip_value"), _WIDE_TYPES), "add": _TYPES},
     "dropout": {"dropout": _TYPES},
     "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
-    "scatter": {"add_at_rows": _TYPES},
+    "scatter": {"add_at_rows": _WIDE_TYPES},
     "layer_norm": dict.fromkeys(("layer_norm", "layer_norm_dx", "layer_norm_dparam"), _TYPES),
-    "batch_norm": dict.fromkeys(
-        (
-            "batch_stats",
-            "batch_stats_finish",
-            "batch_norm_apply",
-            "batch_norm_dparam",
-            "batch_norm_dx",
-            "batch_norm_track",
-        ),
-        _TYPES,
-    ),
+    "batch_norm": {
+        **dict.fromkeys(("batch_stats", "batch_norm_apply", "batch_norm_dparam", "batch_norm_dx"), _TYPES),
+        **dict.fromkeys(("batch_stats_finish", "batch_norm_track"), _WIDE_TYPES),
+    },
     "losses": {"elementwise_loss": _TYPES_LOSSES},
     "xent": {
         "weight_total": _PLAIN,
-        "softmax_xent": tuple((t, label) for t in SCALARS.values() for label in ("index_t", t)),
+        "softmax_xent": tuple((t, label) for c, t in SCALARS.items() for label in ("index_t", SCALARS[WIDE[c]])),
     },
     "step": dict.fromkeys(("begin_step", "record_loss", "end_step", "end_epoch"), _PLAIN),
     "optimizers": {
-        "optimizer_step": tuple((rule.format(t=t),) for t in SCALARS.values() for rule in _RULES),
-        "ema_step": _TYPES,
+        "optimizer_step": tuple((rule.format(t=t),) for (t,) in _WIDE_TYPES for rule in _RULES),
+        "ema_step": _WIDE_TYPES,
+    },
+    "half": {
+        "cast": tuple(pair for c in HALVES for pair in (("float", SCALARS[c]), (SCALARS[c], "float"))),
+        "unscale": _PLAIN,
     },
 }
 

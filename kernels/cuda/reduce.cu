@@ -22,7 +22,7 @@ sq_norm(const T* x, index_t n, double* out, double* state, double max_norm, doub
     double sum = 0, total;
     bool packed = aligned16(x);
     PACK_STRIDE(i, n, N) {
-        Pack<T> v = load_pack(x, i, n, packed);
+        Values<T> v = load_pack(x, i, n, packed);
 #pragma unroll
         for (int j = 0; j < N; j++) sum += (double)v.v[j] * v.v[j];
     }
@@ -42,5 +42,5 @@ __global__ void __launch_bounds__(256) clip_value(T* x, index_t n, double limit)
 
 template <typename T>
 __global__ void __launch_bounds__(256) add(const T* x, const T* y, T* out, index_t n) {
-    map(x, y, out, n, [](T a, T b) { return a + b; });
+    map(x, y, out, n, [](wide<T> a, wide<T> b) { return a + b; });
 }

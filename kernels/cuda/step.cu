@@ -7,6 +7,7 @@ __global__ void begin_step(double* state, const double* lr_table, index_t length
     state[STATE_LR] = lr_table[cursor < length ? cursor : length - 1];
     state[STATE_CURSOR] += 1;
     state[STATE_GRAD_SCALE] = 1;
+    state[STATE_SKIP_STEP] = 0;
 }
 
 __global__ void record_loss(double* state) {

@@ -21,37 +21,38 @@ __device__ inline T target_at(const T* targets, index_t row, index_t c, index_t 
     return targets[row * c + j];
 }
 
-// Label is index_t for labels (rows,), or T for targets (rows, c), which need not sum to one.
-// dlogits may be null or logits.
+// Label is index_t for labels (rows,), or wide<T> for targets (rows, c), which need not sum to one.
+// dlogits, LOSS_SCALE times the gradient, may be null or logits.
 template <typename T, typename Label>
 __global__ void __launch_bounds__(256)
 softmax_xent(const T* logits, const Label* labels, const void* weight, index_t weight_bytes, double* state,
              T* dlogits, index_t rows, index_t c, double smoothing, double* partial, unsigned* sync) {
+    using W = wide<T>;
     int lane = threadIdx.x & 31;
     index_t warps = (index_t)gridDim.x * (blockDim.x >> 5);
-    T keep = T(1.0 - smoothing), spread = T(smoothing / (double)c);
-    double divisor = mean_divisor(weight, state, rows, 1), loss = 0;
+    W keep = W(1.0 - smoothing), spread = W(smoothing / (double)c);
+    double divisor = mean_divisor(weight, state, rows, 1), lift = loss_scale(state), loss = 0;
     for (index_t r = blockIdx.x * (index_t)(blockDim.x >> 5) + (threadIdx.x >> 5); r < rows; r += warps) {
         const T* z = logits + r * c;
         double factor = (weight ? weight_at(weight, weight_bytes, r) : 1.0) / divisor;
-        T top = lane < c ? z[lane] : z[0];
-        for (index_t j = lane; j < c; j += 32) top = z[j] > top ? z[j] : top;
+        W top = z[lane < c ? lane : 0];
+        for (index_t j = lane; j < c; j += 32) top = W(z[j]) > top ? W(z[j]) : top;
         top = warp_max(top);
-        T total = 0, mass = 0;
+        W total = 0, mass = 0;
 #pragma unroll 1  // more copies of exp only spill registers
         for (index_t j = lane; j < c; j += 32) {
-            total += exp(z[j] - top);
-            mass += keep * target_at<T>(labels, r, c, j) + spread;
+            total += exp(W(z[j]) - top);
+            mass += keep * target_at<W>(labels, r, c, j) + spread;
         }
         total = warp_sum(total);
         mass = warp_sum(mass);
-        T log_total = log(total), scale = T(factor), inverse = mass / total;
+        W log_total = log(total), scale = W(factor * lift), inverse = mass / total;
 #pragma unroll 1
         for (index_t j = lane; j < c; j += 32) {
-            T shifted = z[j] - top, t = keep * target_at<T>(labels, r, c, j) + spread;
+            W shifted = W(z[j]) - top, t = keep * target_at<W>(labels, r, c, j) + spread;
             loss -= (double)(t * (shifted - log_total)) * factor;
             // d/dz_j of -sum_k t_k log p_k
-            if (dlogits) dlogits[r * c + j] = (exp(shifted) * inverse - t) * scale;
+            if (dlogits) dlogits[r * c + j] = T((exp(shifted) * inverse - t) * scale);
         }
     }
     write_loss(loss, weight, state, rows, partial, sync);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import activations
@@ -21,6 +23,10 @@ class ArrayBackend(ArrayOptimizers, Backend):
         x.fill(value)
 
     # ---- primitives -----------------------------------------------------------------------------
+    def _wide(self, x: Array) -> Array:
+        """`x` in the dtype that it is computed with: float32 for 16 bits."""
+        return x.astype(np.float32) if x.dtype.itemsize == 2 else x
+
     def gemm(
         self, a: Array, b: Array, *, out: Array, trans_a: bool = False, trans_b: bool = False, beta: float = 0.0
     ) -> None:
@@ -38,17 +44,17 @@ class ArrayBackend(ArrayOptimizers, Backend):
         self.xp.add(x, b, out=out)
 
     def sum_rows(self, x: Array, *, out: Array) -> None:
-        self.xp.sum(x, axis=0, out=out)
+        self.xp.sum(x, axis=0, dtype=out.dtype, out=out)
 
     def act(self, act: str | Activation, z: Array, *, out: Array) -> None:
-        act = activations.get(act)
+        act, z = activations.get(act), self._wide(z)
         if act.name == "softmax":
             out[...] = formulas.softmax(self.xp, z)
         else:
             out[...] = formulas.ACTIVATIONS[act.name][0](self.xp, z, act.alpha)
 
     def act_grad(self, act: str | Activation, dy: Array, saved: Array, *, out: Array) -> None:
-        act = activations.get(act)
+        act, dy, saved = activations.get(act), self._wide(dy), self._wide(saved)
         if act.name == "softmax":
             inner = self.xp.sum(dy * saved, axis=-1, keepdims=True)
             out[...] = saved * (dy - inner)
@@ -64,7 +70,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
             (blocks, stream, step & 0xFFFFFFFF, step >> 32), (int(host[S.SEED_LO]), int(host[S.SEED_HI]))
         )
         keep = np.stack(words, axis=-1).reshape(-1)[: x.size].reshape(x.shape) < keep_threshold(rate)
-        scaled = x * (1.0 / (1.0 - rate))
+        scaled = self._wide(x) * (1.0 / (1.0 - rate))
         out[...] = self.xp.where(self.asarray(keep), scaled, 0.0)
 
     def take_rows(self, x: Array, index: Array, *, out: Array) -> None:
@@ -92,7 +98,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
     def layer_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
     ) -> None:
-        xp = self.xp
+        xp, x = self.xp, self._wide(x)
         mean[...] = xp.mean(x, axis=1)
         centered = x - mean[:, None]
         rstd[...] = 1.0 / xp.sqrt(xp.mean(centered * centered, axis=1) + eps)
@@ -101,7 +107,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
     def layer_norm_grad(
         self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
     ) -> None:
-        xp = self.xp
+        xp, dy, x = self.xp, self._wide(dy), self._wide(x)
         xhat = (x - mean[:, None]) * rstd[:, None]
         g = dy * gamma
         dgamma[...] = (dy * xhat).sum(axis=0)
@@ -114,7 +120,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
     def batch_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> None:
-        xp = self.xp
+        xp, x = self.xp, self._wide(x)
         mean[...] = xp.mean(x, axis=0)
         centered = x - mean
         var[...] = xp.mean(centered * centered, axis=0)
@@ -133,6 +139,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
         dgamma: Array,
         dbeta: Array,
     ) -> None:
+        dy, x = self._wide(dy), self._wide(x)
         rstd = 1.0 / self.xp.sqrt(var + eps)
         xhat = (x - mean) * rstd
         dgamma[...] = (dy * xhat).sum(axis=0)
@@ -144,7 +151,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
     def batch_norm_inference(
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
     ) -> None:
-        out[...] = (x - mean) * (gamma / self.xp.sqrt(var + eps)) + beta
+        out[...] = (self._wide(x) - mean) * (gamma / self.xp.sqrt(var + eps)) + beta
 
     def batch_norm_track(
         self,
@@ -175,6 +182,11 @@ class ArrayBackend(ArrayOptimizers, Backend):
         state[S.BATCH_WEIGHT] = total
         return (wide / (columns * xp.where(total == 0, 1.0, total)))[:, None]
 
+    def _of_gradient(self, factor: Array, state: Array, dtype: Any) -> Array:
+        """The factors of a loss as its gradient takes them, times LOSS_SCALE."""
+        scale = state[S.LOSS_SCALE]
+        return (factor * self.xp.where(scale == 0, 1.0, scale)).astype(dtype)
+
     def elementwise_loss(
         self,
         name: str,
@@ -187,11 +199,12 @@ class ArrayBackend(ArrayOptimizers, Backend):
         dpred: Array | None,
     ) -> None:
         value, slope = formulas.LOSSES[name]
+        pred, target = self._wide(pred), self._wide(target)
         rows, columns = pred.shape
         factor = self._mean_factors(weight, rows, columns, state)
         state[S.LOSS] = (value(self.xp, pred, target, param) * factor).sum(dtype=np.float64)
         if dpred is not None:
-            dpred[...] = slope(self.xp, pred, target, param) * factor.astype(pred.dtype)
+            dpred[...] = slope(self.xp, pred, target, param) * self._of_gradient(factor, state, pred.dtype)
 
     def softmax_xent(
         self,
@@ -203,13 +216,13 @@ class ArrayBackend(ArrayOptimizers, Backend):
         smoothing: float = 0.0,
         dlogits: Array | None,
     ) -> None:
-        xp = self.xp
+        xp, logits = self.xp, self._wide(logits)
         n, c = logits.shape
         if labels.ndim == 1:
             target = xp.zeros((n, c), logits.dtype)
             target[xp.arange(n), labels] = 1.0
         else:
-            target = labels
+            target = self._wide(labels)
         if smoothing:
             target = (1.0 - smoothing) * target + smoothing / c
         factor = self._mean_factors(weight, n, 1, state)
@@ -221,7 +234,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
         if dlogits is not None:
             # d/dz_j of -sum_k t_k log p_k; targets need not sum to one
             mass = target.sum(axis=1, keepdims=True)
-            dlogits[...] = (e / total * mass - target) * factor.astype(logits.dtype)
+            dlogits[...] = (e / total * mass - target) * self._of_gradient(factor, state, logits.dtype)
 
     # ---- the step's own bookkeeping -------------------------------------------------------------
     def begin_step(self, state: Array, lr_table: Array) -> None:
@@ -230,6 +243,7 @@ class ArrayBackend(ArrayOptimizers, Backend):
         state[S.LR] = lr_table[cursor]
         state[S.CURSOR] += 1
         state[S.GRAD_SCALE] = 1.0
+        state[S.SKIP_STEP] = 0.0
 
     def record_loss(self, state: Array) -> None:
         if state[S.BAD_STEP] != 0:

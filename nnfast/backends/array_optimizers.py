@@ -26,10 +26,27 @@ class ArrayOptimizers:
         norm = self.xp.sqrt(state[S.GRAD_SQ_NORM])
         state[S.GRAD_SCALE] = self.xp.minimum(1.0, max_norm / (norm + 1e-6))
 
-    # ---- shared by all steps ---------------------------------------------------------------------
-    def _begin(self, param: Array, grad: Array, state: Array, decayed: bool = True) -> tuple[Array, Array] | None:
-        """The gradient that the formula starts from, and the learning rate; ``None`` after a bad step."""
+    def unscale(self, grad: Array, state: Array) -> None:
         if state[S.BAD_STEP] != 0:
+            return
+        scale = float(state[S.LOSS_SCALE]) or 1.0
+        grad /= scale
+        if not self.xp.isfinite(grad).all():
+            state[S.SKIP_STEP], state[S.GOOD_STEPS] = 1.0, 0.0
+            state[S.LOSS_SCALE] = max(scale / 2.0, 1.0)
+            return
+        state[S.GOOD_STEPS] += 1
+        if state[S.GOOD_STEPS] >= S.GROWTH_INTERVAL:
+            state[S.GOOD_STEPS], state[S.LOSS_SCALE] = 0.0, min(2.0 * scale, S.MOST_LOSS_SCALE)
+
+    # ---- shared by all steps ---------------------------------------------------------------------
+    def _skipped(self, state: Array) -> bool:
+        """Whether steps do nothing: after a bad one, and in one that is skipped."""
+        return bool(state[S.BAD_STEP] != 0 or state[S.SKIP_STEP] != 0)
+
+    def _begin(self, param: Array, grad: Array, state: Array, decayed: bool = True) -> tuple[Array, Array] | None:
+        """The gradient that the formula starts from, and the learning rate; ``None`` where nothing is to be done."""
+        if self._skipped(state):
             return None
         g = grad * float(state[S.GRAD_SCALE])
         if decayed and state[S.WEIGHT_DECAY] != 0:
@@ -138,6 +155,6 @@ class ArrayOptimizers:
         self._commit(state, (param, new), (m, beta2 * m + (1.0 - beta2) * g))
 
     def ema_step(self, param: Array, average: Array, state: Array) -> None:
-        if state[S.BAD_STEP] == 0:
+        if not self._skipped(state):
             decay = float(state[S.EMA_DECAY])
             average[...] = decay * average + (1.0 - decay) * param

@@ -14,8 +14,8 @@ the compositions: they are the oracle of the parity tests and the baseline of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,27 @@ class Backend(ABC):
         """Within it, float32 products may round their factors to 10 bits of mantissa, where that is faster."""
         return nullcontext()
 
+    def reduced(self, precision: str) -> np.dtype | None:
+        """The dtype of activations and of the copy of the weights for this precision.
+
+        ``None``: that of the weights. A backend without 16-bit types computes every precision so.
+
+        Raises
+        ------
+        ImportError
+            If the dtype needs a package that is missing.
+        """
+        return None
+
+    @contextmanager
+    def copying(self, param: Array, low: Array) -> Iterator[None]:
+        """Within it, an optimizer's step on `param` also leaves its result in `low`, rounded to the dtype of `low`.
+
+        At the end of the block `low` is as after ``copy(param, out=low)``, if it was so at its beginning.
+        """
+        yield
+        self.copy(param, out=low)
+
     def chain(self, parts: Sequence[tuple[Replay, int]]) -> Replay:
         """One replay that runs each of `parts` so many times, in order: the steps of an epoch, and its end.
 
@@ -199,7 +220,7 @@ class Backend(ABC):
 
     @abstractmethod
     def sum_rows(self, x: Array, *, out: Array) -> None:
-        """``out = x.sum(axis=0)`` with `x` (n, m), `out` (m,)."""
+        """``out = x.sum(axis=0)`` with `x` (n, m), `out` (m,), which may be of the wider dtype of weights."""
 
     @abstractmethod
     def act(self, act: str | Activation, z: Array, *, out: Array) -> None:
@@ -243,6 +264,7 @@ class Backend(ABC):
         """``out[0] = (x**2).sum()``, accumulated in float64; `out` float64 of shape (1,)."""
 
     # ---- normalisation, over rows of 2-d arrays -------------------------------------------------
+    # With x, out, dy and dx of 16 bits all other arrays are float32
     @abstractmethod
     def layer_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
@@ -307,6 +329,7 @@ class Backend(ABC):
         """
 
     # ---- losses: write LOSS and BATCH_WEIGHT of the state ---------------------------------------
+    # The gradient, not the loss, is multiplied by LOSS_SCALE (0 counts as 1)
     @abstractmethod
     def elementwise_loss(
         self,
@@ -321,7 +344,8 @@ class Backend(ABC):
     ) -> None:
         """A loss that is a mean over elements; formulas in ``backends/formulas.py``.
 
-        `pred`, `target`, `dpred` (n, m) of one dtype; `weight` (n,) or ``None`` for ones. LOSS is
+        `pred`, `target`, `dpred` (n, m) of one dtype, `target` float32 where the others are of 16 bits;
+        `weight` (n,) or ``None`` for ones. LOSS is
         ``sum_ij w_i l_ij / (m sum_i w_i)`` and `dpred` its gradient, all zero where the weights sum
         to zero. `dpred` ``None`` asks for the loss alone; `dpred` may be `pred`.
         """
@@ -340,14 +364,18 @@ class Backend(ABC):
         """Softmax + cross-entropy, loss and gradient in one call.
 
         `logits`, `dlogits` (n, c); `labels` int64 (n,), in range, or soft targets (n, c) of the
-        logits' dtype. Targets become ``(1 - smoothing) * target + smoothing / c``. `weight` as in
+        logits' dtype, float32 for logits of 16 bits. Targets become
+        ``(1 - smoothing) * target + smoothing / c``. `weight` as in
         :meth:`elementwise_loss`; `dlogits` may be ``None`` or `logits`.
         """
 
     # ---- the step's own bookkeeping -------------------------------------------------------------
     @abstractmethod
     def begin_step(self, state: Array, lr_table: Array) -> None:
-        """``STEP += 1; LR = lr_table[CURSOR]; CURSOR += 1; GRAD_SCALE = 1``; `lr_table` float64."""
+        """``STEP += 1; LR = lr_table[CURSOR]; CURSOR += 1; GRAD_SCALE = 1; SKIP_STEP = 0``; `lr_table` float64.
+
+        SKIP_STEP is left alone where :meth:`reduced` gives no dtype of 16 bits.
+        """
 
     @abstractmethod
     def record_loss(self, state: Array) -> None:
@@ -373,8 +401,18 @@ class Backend(ABC):
     def clip_norm(self, grad: Array, state: Array, *, max_norm: float) -> None:
         """``GRAD_SQ_NORM = |grad|**2; GRAD_SCALE = min(1, max_norm / (|grad| + 1e-6))``."""
 
+    @abstractmethod
+    def unscale(self, grad: Array, state: Array) -> None:
+        """``grad /= LOSS_SCALE``, and what follows for this step and the next ones; nothing once BAD_STEP is set.
+
+        Where an element is not finite, ``SKIP_STEP = 1; LOSS_SCALE = max(LOSS_SCALE / 2, 1); GOOD_STEPS = 0``.
+        Else ``GOOD_STEPS += 1``, and at GROWTH_INTERVAL of them
+        ``LOSS_SCALE = min(2 * LOSS_SCALE, MOST_LOSS_SCALE); GOOD_STEPS = 0``, as PyTorch's ``GradScaler`` does.
+        """
+
     # ---- one flat optimizer step each ------------------------------------------------------------
-    # All read LR, WEIGHT_DECAY, GRAD_SCALE, STEP (t) and do nothing once BAD_STEP is set. With
+    # All read LR, WEIGHT_DECAY, GRAD_SCALE, STEP (t) and do nothing once BAD_STEP is set, nor in a step
+    # that SKIP_STEP says to skip (which backends heed where `reduced` gives a dtype of 16 bits). With
     # g = GRAD_SCALE * grad, and g += WEIGHT_DECAY * param where the decay is not decoupled. An element
     # whose new value would not be finite keeps its old value, and its moments theirs, and BAD_STEP is set.
     @abstractmethod
@@ -412,7 +450,7 @@ class Backend(ABC):
 
     @abstractmethod
     def ema_step(self, param: Array, average: Array, state: Array) -> None:
-        """``average = EMA_DECAY * average + (1 - EMA_DECAY) * param``, unless a step was bad."""
+        """``average = EMA_DECAY * average + (1 - EMA_DECAY) * param``, unless a step was bad or is skipped."""
 
     # ---- fused, composed here ---------------------------------------------------------------------
     def linear_act(
@@ -420,7 +458,7 @@ class Backend(ABC):
     ) -> None:
         """``z = x @ W + b; out = f(z)``, and ``saved = z`` where `saved` is given.
 
-        `x` (n, k), `W` (k, m), `b` (m,) or ``None``, `out` and `saved` (n, m).
+        `x` (n, k), `W` (k, m), `b` (m,) or ``None``, `out` and `saved` (n, m), all of one dtype.
         """
         act = activations.get(act)
         self.gemm(x, W, out=out)
@@ -446,7 +484,8 @@ class Backend(ABC):
         """Gradients of :meth:`linear_act`: ``dz = dy * f'; dW = x.T @ dz; db = dz.sum(0); dx = dz @ W.T``.
 
         `saved` is `y` or `z` as ``act.saves`` says. `dy` is used up: it may hold `dz` afterwards.
-        `dx` is ``None`` for a first layer, `db` where there is no bias.
+        `dx` is ``None`` for a first layer, `db` where there is no bias. `dW` and `db` are float32 where the
+        others are of 16 bits.
         """
         act = activations.get(act)
         if act.name != "identity":

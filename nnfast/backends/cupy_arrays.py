@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, OutOfMemoryError
+from ..kernels.cuda.cublaslt import COMPUTE, TYPES
 from . import cupy_fork
 from .array_backend import ArrayBackend
 from .base import Array, Feeder
@@ -22,6 +23,12 @@ from .cupy_feed import CudaFeeder
 # Bytes that the pool may keep for the next training
 _HELD_BACK = 64 << 20
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+#: Dtypes that cuBLAS multiplies, by their characters; bfloat16 is that of ml_dtypes
+DTYPES = {"f": "float32", "d": "float64", "e": "float16", "E": "bfloat16"}
+#: Those of 16 bits, which it multiplies in float32
+HALF = ("e", "E")
+_GEMM_DEFAULT = -1  # cublasGemmAlgo_t
 
 
 def _first_line(error: BaseException) -> str:
@@ -222,10 +229,24 @@ class CupyArrays(ArrayBackend):
             raise ValueError(
                 f"gemm: op(a) is {(n, k)}, op(b) is {(k_b, m)}, out is {out.shape}; expected (n, k), (k, m), (n, m)"
             )
-        kind = a.dtype.char
-        contiguous = all(x.flags.c_contiguous and x.dtype.char == kind for x in (a, b, out))
-        if kind not in "fd" or not contiguous or 0 in (n, m, k):
+        kind, result = a.dtype.char, out.dtype.char
+        contiguous = all(x.flags.c_contiguous for x in (a, b, out))
+        half = kind in HALF and b.dtype.char == kind and result in (kind, "f")
+        if 0 in (n, m, k) or not (half or (contiguous and kind in "fd" and b.dtype.char == result == kind)):
             super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
+            return
+        if not contiguous:  # CuPy's own product may round sums of 16 bits midway
+            cupy = self._cupy
+            held = cupy.ascontiguousarray(out)
+            self.gemm(
+                cupy.ascontiguousarray(a), cupy.ascontiguousarray(b), out=held, trans_a=trans_a, trans_b=trans_b,
+                beta=beta,
+            )  # fmt: skip
+            if held is not out:
+                out[...] = held
+            return
+        if half:
+            self._gemm_half(a, b, out, trans_a, trans_b, beta)
             return
         call = self._cublas.sgemm if kind == "f" else self._cublas.dgemm
         # cuBLAS counts in columns: out.T = op(b).T @ op(a).T. TF32 is off unless it is asked for.
@@ -244,6 +265,31 @@ class CupyArrays(ArrayBackend):
             self._scalar(kind, beta),
             out.data.ptr,
             m,
+        )
+
+    def _gemm_half(self, a: Array, b: Array, out: Array, trans_a: bool, trans_b: bool, beta: float) -> None:
+        """A product of 16 bits: added up in float32, and rounded once where `out` has 16 bits, too."""
+        kind = TYPES[DTYPES[a.dtype.char]]
+        self._cublas.gemmEx(
+            self._cupy.cuda.device.get_cublas_handle(),
+            int(trans_b),
+            int(trans_a),
+            out.shape[1],
+            out.shape[0],
+            a.shape[0 if trans_a else 1],
+            self._scalar("f", 1.0),
+            b.data.ptr,
+            kind,
+            b.shape[1],
+            a.data.ptr,
+            kind,
+            a.shape[1],
+            self._scalar("f", beta),
+            out.data.ptr,
+            TYPES[DTYPES[out.dtype.char]],
+            out.shape[1],
+            COMPUTE["float32"],
+            _GEMM_DEFAULT,
         )
 
     def _scalar(self, kind: str, value: float) -> int:

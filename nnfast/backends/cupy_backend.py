@@ -7,7 +7,8 @@ kernel allocates once it has run at a batch size, so that a step can be captured
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -28,12 +29,19 @@ __all__ = ["CupyBackend", "probe"]
 
 _Class = TypeVar("_Class", bound=type)
 
+# Of the contract, what does nothing on the device by itself
+_HOST = ("capture", "chain", "copying", "python", "reduced", "rounding")
+
 
 def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    changes = method.__name__ != "ema_step"  # which reads what a step has just written
+
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
         if self._recording.pending is not None and method.__name__ != "linear_act_grad":
             self._flush()  # a product that waited for this call, in vain
+        if changes:
+            self._recording.copied = False
         if cupy_fork.lost():
             raise DeviceUnavailable(f"device {self.device!r} cannot be used: {cupy_fork.REASON}")
         try:
@@ -63,7 +71,7 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
 def _contract(cls: _Class) -> _Class:
     """Wrap the contract's methods: each runs on its backend's device, kernels with their fallback."""
     for name, declared in vars(Backend).items():
-        if name.startswith("_") or not callable(declared) or name in ("capture", "chain", "python", "rounding"):
+        if name.startswith("_") or not callable(declared) or name in _HOST:
             continue
         method = getattr(cls, name)
         if any(name in vars(part) for part in (CudaLayers, CudaLinear, CudaSteps)):
@@ -76,8 +84,9 @@ def _contract(cls: _Class) -> _Class:
 class CupyBackend(CudaGraphs, CudaLinear, CudaLayers, CudaSteps, CudaProducts):
     """One CUDA device through CuPy.
 
-    Work goes to the current stream of the calling thread. float32 and float64 have kernels; other
-    dtypes, and arrays that are not C-contiguous, are computed by CuPy's own operations.
+    Work goes to the current stream of the calling thread. float32 and float64 have kernels, and so have
+    activations of float16 and bfloat16; other dtypes, and arrays that are not C-contiguous, are computed
+    by CuPy's own operations.
 
     Parameters
     ----------
@@ -96,19 +105,67 @@ class CupyBackend(CudaGraphs, CudaLinear, CudaLayers, CudaSteps, CudaProducts):
         super().__init__(device_index, fused)
         self._kernels = loader.Kernels(self._cupy, self._device.attributes["MultiProcessorCount"])
         self._work: dict[tuple[int, int, str], list[Array]] = {}
+        self._reduced: dict[str, np.dtype] = {}
+
+    # ---- 16 bits -------------------------------------------------------------------------------
+    def reduced(self, precision: str) -> np.dtype | None:
+        if not self.fused or precision not in ("bf16", "fp16"):
+            return None
+        if precision not in self._reduced:  # the device is asked once
+            self._reduced[precision] = np.dtype(np.float16) if precision == "fp16" else self._bfloat16()
+        return self._reduced[precision]
+
+    def _bfloat16(self) -> np.dtype:
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self._index)
+        if properties["major"] < 8:
+            found = f"{self.device} has {properties['major']}.{properties['minor']}"
+            raise DeviceUnavailable(
+                f"precision 'bf16' needs a GPU of compute capability 8.0 or newer, {found}; use 'fp16'"
+            )
+        try:
+            from ml_dtypes import bfloat16
+        except ModuleNotFoundError:
+            message = "precision 'bf16' needs the package ml_dtypes; install the extra cuda13 or cuda12"
+            raise ImportError(message, name="ml_dtypes") from None
+        return np.dtype(bfloat16)
+
+    @contextmanager
+    def copying(self, param: Array, low: Array) -> Iterator[None]:
+        recording = self._recording
+        before, recording.copying, recording.copied = recording.copying, (param, low), False
+        try:
+            yield
+        finally:
+            recording.copying = before
+        if not recording.copied:
+            self.copy(param, out=low)
+        recording.copied = False
+
+    def copy(self, src: Array, *, out: Array) -> None:
+        if not (self.fused and self._cast(src, out)):
+            super().copy(src, out=out)
 
     # ---- what the kernels' methods are built from ----------------------------------------------
-    def _type(self, *arrays: Array | None) -> str | None:
-        """The CUDA type of these arrays, if they all have the one dtype and are C-contiguous."""
+    def _type(self, *arrays: Array | None, wide: tuple[Array | None, ...] = ()) -> str | None:
+        """The CUDA type of these arrays, if all have the one dtype, and `wide` ones that which it is computed with."""
+        kind, computed = self._char(arrays), self._char(wide)
+        return loader.SCALARS.get(kind) if computed in ("", loader.WIDE.get(kind)) else None
+
+    def _wide_type(self, *arrays: Array | None) -> str | None:
+        """The CUDA type of these arrays, if all have the one dtype, and not one of 16 bits."""
+        return self._type(*arrays, wide=arrays)
+
+    def _char(self, arrays: tuple[Array | None, ...]) -> str:
+        """The character of the dtype that all these arrays have; ``"?"`` where they differ, or are not C-contiguous."""
         kind = ""
         for x in arrays:
             if x is None:
                 continue
             char = x.dtype.char
             if char != (kind or char) or not isinstance(x, self._array_type) or not x.flags.c_contiguous:
-                return None
+                return "?"
             kind = char
-        return loader.SCALARS.get(kind)
+        return kind
 
     def _launch(self, file: str, kernel: str, args: tuple[str, ...], shape: tuple[Any, ...], *arguments: Any) -> None:
         """Launch on the current stream; ``None`` is a null pointer, ints are int64, floats double."""

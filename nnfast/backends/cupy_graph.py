@@ -66,6 +66,8 @@ class _Recording(threading.local):
     refused: str | None = None
     auxiliary: Any = None  # cupy_linear.Auxiliary, while products wait
     pending: Any = None  # the operands of one that does
+    copying: Any = None  # a parameter, and where its steps leave it rounded
+    copied = False  # whether the last call to the backend that may have changed it was such a step
 
 
 class CudaGraphs:
@@ -94,6 +96,7 @@ class CudaGraphs:
         self._flush()
         self._refuse(f"Python code, {getattr(function, '__qualname__', function)}")
         function(self, *args)
+        self._recording.copied = False  # it may have changed the parameter
 
     def capture(
         self,

@@ -28,10 +28,22 @@ class CudaLayers:
     _kernels: loader.Kernels
     _launch: Any
     _type: Any
+    _wide_type: Any
     _scratch: Any
     _array_type: Any
 
     # ---- elementwise and column sums ------------------------------------------------------------
+    def _cast(self, src: Array, out: Array) -> bool:
+        """``out = src`` between float32 and a dtype of 16 bits; whether it was done."""
+        chars = src.dtype.char, out.dtype.char
+        if "f" not in chars or not loader.HALVES.keys() & set(chars):
+            return False
+        if not same(src, out) or not all(isinstance(x, self._array_type) and x.flags.c_contiguous for x in (src, out)):
+            return False
+        types = loader.SCALARS[chars[0]], loader.SCALARS[chars[1]]
+        self._launch("half", "cast", types, self._kernels.flat(src.size), src, out, src.size)
+        return True
+
     def add(self, x: Array, y: Array, *, out: Array) -> Any:
         t = self._type(x, y, out)
         if t is None or not same(x, y, out):
@@ -47,7 +59,7 @@ class CudaLayers:
         return None
 
     def sum_rows(self, x: Array, *, out: Array) -> Any:
-        t = self._type(x, out)
+        t = self._type(x, wide=(out,))
         if t is None or x.ndim != 2 or out.shape != x.shape[1:]:
             return NotImplemented
         self._act_grad_bias(t, activations.get(None), x, None, None, out)
@@ -99,7 +111,7 @@ class CudaLayers:
         (sums,) = self._chunk_sums(grid[1], db)
         arguments = (dy, saved, dz, sums, rows, columns, per_chunk, float(act.alpha))
         self._launch("activation", "act_grad_bias", (t, functor), (grid, block), *arguments)
-        self._finish_chunks(t, grid[1], (sums, db))
+        self._finish_chunks(grid[1], (sums, db))
 
     def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
         """Where column sums go: straight to `outs`, or to scratch where there is more than one chunk."""
@@ -109,11 +121,11 @@ class CudaLayers:
         scratch = self._scratch(f"columns {outs[0].dtype.char}", size * len(outs), outs[0].dtype)
         return tuple(scratch[i * size : (i + 1) * size] for i in range(len(outs)))
 
-    def _finish_chunks(self, t: str, chunks: int, *pairs: tuple[Array, Array]) -> None:
+    def _finish_chunks(self, chunks: int, *pairs: tuple[Array, Array]) -> None:
         """Add up what :meth:`_chunk_sums` put into scratch."""
         if chunks == 1:
             return
-        columns = pairs[0][1].size
+        t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
         (blocks,), block = self._kernels.flat(columns, per_thread=1)
         first, second = pairs[0], pairs[-1]
         shape = ((blocks, len(pairs)), block)
@@ -161,7 +173,7 @@ class CudaLayers:
         return self._copy_rows("store_rows", x, out, len(x), state)
 
     def add_at_rows(self, x: Array, index: Array, *, out: Array) -> Any:
-        t = self._type(x, out)
+        t = self._wide_type(x, out)
         if t is None or index.dtype.char not in "lq" or not index.flags.c_contiguous:
             return NotImplemented
         if x.shape[1:] != out.shape[1:] or x.shape[:1] != index.shape:
@@ -174,7 +186,7 @@ class CudaLayers:
     def layer_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
     ) -> Any:
-        t = self._type(x, gamma, beta, out, mean, rstd)
+        t = self._type(x, out, wide=(gamma, beta, mean, rstd))
         if t is None or not _fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
             return NotImplemented
         shape = self._kernels.warps(len(x))
@@ -184,14 +196,14 @@ class CudaLayers:
     def layer_norm_grad(
         self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
     ) -> Any:
-        t = self._type(dy, x, gamma, mean, rstd, dx, dgamma, dbeta)
+        t = self._type(dy, x, dx, wide=(gamma, mean, rstd, dgamma, dbeta))
         if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk = self._kernels.tiles(*x.shape)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
         arguments = (dy, x, mean, rstd, *sums, *x.shape, per_chunk)
         self._launch("layer_norm", "layer_norm_dparam", (t,), (grid, block), *arguments)
-        self._finish_chunks(t, grid[1], (sums[0], dgamma), (sums[1], dbeta))
+        self._finish_chunks(grid[1], (sums[0], dgamma), (sums[1], dbeta))
         if dx is not None:  # last, because it may overwrite dy
             shape = self._kernels.warps(len(x))
             self._launch("layer_norm", "layer_norm_dx", (t,), shape, dy, x, gamma, mean, rstd, dx, *x.shape)
@@ -200,17 +212,17 @@ class CudaLayers:
     def batch_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> Any:
-        t = self._type(x, gamma, beta, out, mean, var)
+        t = self._type(x, out, wide=(gamma, beta, mean, var))
         if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         grid, block, per_chunk = self._kernels.tiles(*x.shape)
         size = grid[1] * mean.size
-        scratch = self._scratch(f"columns {x.dtype.char}", 2 * size, x.dtype)
+        scratch = self._scratch(f"columns {mean.dtype.char}", 2 * size, mean.dtype)
         means, deviations = scratch[:size], scratch[size : 2 * size]
         self._launch("batch_norm", "batch_stats", (t,), (grid, block), x, means, deviations, *x.shape, per_chunk)
         shape = self._kernels.flat(mean.size, per_thread=1)
         arguments = (means, deviations, mean, var, *x.shape, per_chunk, grid[1])
-        self._launch("batch_norm", "batch_stats_finish", (t,), shape, *arguments)
+        self._launch("batch_norm", "batch_stats_finish", (loader.SCALARS[mean.dtype.char],), shape, *arguments)
         return self.batch_norm_inference(x, gamma, beta, mean, var, eps=eps, out=out)
 
     def batch_norm_grad(
@@ -226,14 +238,14 @@ class CudaLayers:
         dgamma: Array,
         dbeta: Array,
     ) -> Any:
-        t = self._type(dy, x, gamma, mean, var, dx, dgamma, dbeta)
+        t = self._type(dy, x, dx, wide=(gamma, mean, var, dgamma, dbeta))
         if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk = self._kernels.tiles(*x.shape)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
         arguments = (dy, x, mean, var, *sums, *x.shape, per_chunk, float(eps))
         self._launch("batch_norm", "batch_norm_dparam", (t,), (grid, block), *arguments)
-        self._finish_chunks(t, grid[1], (sums[0], dgamma), (sums[1], dbeta))
+        self._finish_chunks(grid[1], (sums[0], dgamma), (sums[1], dbeta))
         if dx is not None:
             arguments = (dy, x, gamma, mean, var, dgamma, dbeta, dx, *x.shape, float(eps))
             self._launch("batch_norm", "batch_norm_dx", (t,), self._kernels.flat(x.size), *arguments)
@@ -242,7 +254,7 @@ class CudaLayers:
     def batch_norm_inference(
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
     ) -> Any:
-        t = self._type(x, gamma, beta, mean, var, out)
+        t = self._type(x, out, wide=(gamma, beta, mean, var))
         if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         arguments = (x, gamma, beta, mean, var, out, x.size, x.shape[1], float(eps))
@@ -260,7 +272,7 @@ class CudaLayers:
         running_mean: Array,
         running_var: Array,
     ) -> Any:
-        t = self._type(mean, var, running_mean, running_var)
+        t = self._wide_type(mean, var, running_mean, running_var)
         if t is None or not same(mean, var, running_mean, running_var):
             return NotImplemented
         unbiased = rows / max(rows - 1, 1)

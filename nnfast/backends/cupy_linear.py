@@ -51,6 +51,8 @@ class CudaLinear:
     _bias_act: Any
     _act_grad_bias: Any
     _rows: Any
+    _cast: Any
+    _scratch: Any
     _product: Any
     _recording: Any
     _cupy: Any
@@ -98,10 +100,15 @@ class CudaLinear:
             return NotImplemented
         if b is not None and self._in_epilogue(x, W, b, act, out, saved):
             return None
-        self.gemm(x, W, out=out)
+        identity = activations.get(None)
+        # A product of 16 bits that takes its bias later would be rounded twice
+        if b is not None and x.dtype.itemsize == 2 and self._in_epilogue(x, W, b, identity, out, None):
+            b = None
+        else:
+            self.gemm(x, W, out=out)
         softmax = act.name == "softmax"
         if b is not None or saved is not None or act.name not in ("identity", "softmax"):
-            self._bias_act(t, activations.get(None) if softmax else act, out, b, saved, out)
+            self._bias_act(t, identity if softmax else act, out, b, saved, out)
         if softmax:
             self._rows(t, "softmax", out, out, out)
         return None
@@ -138,7 +145,7 @@ class CudaLinear:
         db: Array | None,
     ) -> Any:
         act = activations.get(act)
-        t = self._type(dy, x, W, saved, dx, dW, db)
+        t = self._type(dy, x, W, saved, dx, wide=(dW, db))
         plain = act.name == "identity"
         if t is None or act.name == "softmax" or db is None or (saved is None and not plain):
             return NotImplemented  # nothing to fuse: the composition calls the kernels one by one
@@ -181,8 +188,14 @@ class CudaLinear:
         if aux is None:
             return False
 
+        # The epilogue writes the bias gradient in the dtype of its result
+        sums = db
+        if db.dtype != dy.dtype:
+            sums = self._scratch(f"bias {dy.dtype.char}", db.size, dy.dtype)[: db.size]
+
         def fused() -> bool:
-            return bool(self._product(above, W, dy, trans_b=True, epilogue=epilogue, bias=db, aux=aux))
+            done = bool(self._product(above, W, dy, trans_b=True, epilogue=epilogue, bias=sums, aux=aux))
+            return done and (sums is db or self._cast(sums, db))
 
         def separate() -> None:
             self.gemm(above, W, out=dy, trans_b=True)

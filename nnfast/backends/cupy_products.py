@@ -16,7 +16,7 @@ from ..kernels.cuda.algorithms import Algorithms
 from ..kernels.cuda.cublaslt import BIAS, DEFAULT, GELU_BIAS, RELU_BIAS, Plan, Problem, alignment
 from ..kernels.cuda.cublaslt_library import Algorithm, CublasLtError, Library, find
 from .base import Array
-from .cupy_arrays import CupyArrays
+from .cupy_arrays import DTYPES, HALF, CupyArrays
 
 __all__ = ["EPILOGUES", "CudaProducts"]
 
@@ -29,9 +29,8 @@ EPILOGUES = {"identity": BIAS, "relu": RELU_BIAS, "gelu_tanh": GELU_BIAS}
 _WORKSPACE = 32 << 20
 # Runs of each candidate that are timed
 _RUNS = 3
-# cublasMath_t
-_DEFAULT_MATH, _TF32_MATH = 0, 3
-_DTYPES = {"f": "float32", "d": "float64"}
+# cublasMath_t; the last one: sums of 16 bits are not rounded to these midway
+_DEFAULT_MATH, _TF32_MATH, _NO_REDUCED_SUMS = 0, 3, 16
 
 _Addresses = tuple[int, int, int, int, int, int, int]  # A, B, C, bias, workspace, stream, aux
 
@@ -88,7 +87,11 @@ class CudaProducts(CupyArrays):
             self._refuse("a matrix product that cuBLASLt does not do")
             handle = self._cupy.cuda.device.get_cublas_handle()
             before = self._cublas.getMathMode(handle)
-            self._cublas.setMathMode(handle, _TF32_MATH if self._recording.rounding else _DEFAULT_MATH)
+            if a.dtype.char in HALF:
+                mode = _NO_REDUCED_SUMS
+            else:
+                mode = _TF32_MATH if self._recording.rounding else _DEFAULT_MATH
+            self._cublas.setMathMode(handle, mode)
             try:
                 super().gemm(a, b, out=out, trans_a=trans_a, trans_b=trans_b, beta=beta)
             finally:
@@ -108,26 +111,32 @@ class CudaProducts(CupyArrays):
     ) -> bool:
         """``out = f(op(a) @ op(b) + beta * out + bias)`` by cuBLASLt; whether it could.
 
-        `aux` is what the epilogue leaves or reads beside that, with the elements (bits) between two rows of it.
+        `aux` is what the epilogue leaves or reads beside that, with the elements (bits) between two rows of it. `bias`
+        has the dtype of `out`, GELU's input, too. Of factors of 16 bits `out` may be float32, but without an epilogue.
         """
-        kind = a.dtype.char
+        kind, result = a.dtype.char, out.dtype.char
         m, k = a.shape[::-1] if trans_a else a.shape
         k_b, n = b.shape[::-1] if trans_b else b.shape
         arrays = [x for x in (a, b, out, bias) if x is not None]
-        alike = all(x.dtype.char == kind and x.flags.c_contiguous for x in arrays)
+        contiguous = all(x.flags.c_contiguous for x in arrays)
+        widened = kind in HALF and result == "f" and epilogue == DEFAULT
+        alike = b.dtype.char == kind and (result == kind or widened) and (bias is None or bias.dtype.char == result)
         fits = k == k_b and out.shape == (m, n) and (bias is None or bias.shape == (n,))
-        if self._cublaslt is None or kind not in _DTYPES or not alike or not fits or 0 in (m, n, k):
+        if self._cublaslt is None or kind not in DTYPES or not (alike and contiguous and fits) or 0 in (m, n, k):
             return False
         if beta not in (0.0, 1.0):
             return False
         aligned = (alignment(a.data.ptr), alignment(b.data.ptr), alignment(out.data.ptr))
-        dtype = _DTYPES[kind]
-        compute = "tf32" if kind == "f" and self._recording.rounding else dtype
+        compute = "tf32" if kind == "f" and self._recording.rounding else DTYPES["f" if kind in HALF else kind]
         held, stride = (0, 0) if aux is None else (aux[0].data.ptr, aux[1])
-        problem = Problem(m, n, k, dtype, compute, trans_a, trans_b, epilogue, beta == 1.0, aligned, stride)
+        problem = Problem(
+            m, n, k, DTYPES[kind], compute, trans_a, trans_b, epilogue, beta == 1.0, aligned, stride, DTYPES[result]
+        )  # fmt: skip
+        given = 0 if bias is None else bias.data.ptr
+        if given % problem.bias_alignment:
+            return False
         stream = self._cupy.cuda.get_current_stream().ptr
         workspace = self._scratch("cublaslt", _WORKSPACE, "uint8").data.ptr
-        given = 0 if bias is None else bias.data.ptr
         addresses = (a.data.ptr, b.data.ptr, out.data.ptr, given, workspace, stream, held)
         if problem not in self._plans:
             self._plans[problem] = self._planned(self._cublaslt, problem, addresses)

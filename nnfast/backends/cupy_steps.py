@@ -23,6 +23,8 @@ class CudaSteps:
     _kernels: loader.Kernels
     _launch: Any
     _type: Any
+    _wide_type: Any
+    _recording: Any
     _sync: Any
     _partial: Any
     _cupy: Any
@@ -34,7 +36,7 @@ class CudaSteps:
             return None, 0
         if weight.shape != (rows,):
             return None
-        if weight.dtype.char not in loader.SCALARS or not weight.flags.c_contiguous:
+        if weight.dtype.char not in "fd" or not weight.flags.c_contiguous:
             weight = self._cupy.ascontiguousarray(weight, dtype=np.float64)
         itemsize = weight.dtype.itemsize
         self._launch("xent", "weight_total", (), ((1,), (1024,)), weight, itemsize, rows, state)
@@ -51,7 +53,7 @@ class CudaSteps:
         param: float = 0.0,
         dpred: Array | None,
     ) -> Any:
-        t = self._type(pred, target, dpred)
+        t = self._type(pred, dpred, wide=(target,))
         shapes = {x.shape for x in (pred, target, dpred) if x is not None}
         if t is None or pred.ndim != 2 or len(shapes) != 1 or name not in loader.LOSSES or not pred.size:
             return NotImplemented
@@ -73,15 +75,16 @@ class CudaSteps:
         dlogits: Array | None,
     ) -> Any:
         t = self._type(logits, dlogits)
+        computed = loader.WIDE.get(logits.dtype.char)
         if t is None or logits.ndim != 2 or not logits.size or (dlogits is not None and dlogits.shape != logits.shape):
             return NotImplemented
         hard = labels.ndim == 1 and labels.dtype.char in "lq" and labels.shape == logits.shape[:1]
-        soft = labels.dtype == logits.dtype and labels.shape == logits.shape
+        soft = labels.dtype.char == computed and labels.shape == logits.shape
         if not (hard or soft) or not labels.flags.c_contiguous:
             return NotImplemented
         if (weights := self._weight(weight, len(logits), state)) is None:
             return NotImplemented
-        args = (t, "index_t" if hard else t)
+        args = (t, "index_t" if hard else loader.SCALARS[labels.dtype.char])
         shape = self._kernels.warps(len(logits))
         arguments = (logits, labels, *weights, state, dlogits, *logits.shape, float(smoothing))
         self._launch("xent", "softmax_xent", args, shape, *arguments, self._partial(), self._sync())
@@ -110,7 +113,7 @@ class CudaSteps:
         return self._sq_norm(grad, state[S.GRAD_SQ_NORM : S.GRAD_SQ_NORM + 1], state, float(max_norm))
 
     def _sq_norm(self, x: Array, out: Array, state: Array | None, max_norm: float) -> Any:
-        t = self._type(x)
+        t = self._wide_type(x)
         if t is None or out.dtype.char != "d":
             return NotImplemented
         shape = self._kernels.flat(x.size)
@@ -118,10 +121,16 @@ class CudaSteps:
         return None
 
     def clip_value(self, grad: Array, *, limit: float) -> Any:
-        t = self._type(grad)
+        t = self._wide_type(grad)
         if t is None:
             return NotImplemented
         self._launch("reduce", "clip_value", (t,), self._kernels.flat(grad.size), grad, grad.size, float(limit))
+        return None
+
+    def unscale(self, grad: Array, state: Array) -> Any:
+        if self._type(grad) != "float":
+            return NotImplemented
+        self._launch("half", "unscale", (), self._kernels.flat(grad.size), grad, grad.size, state, self._sync())
         return None
 
     # ---- optimizers -----------------------------------------------------------------------------
@@ -130,16 +139,26 @@ class CudaSteps:
     ) -> Any:
         """One flat step; `moments` in the rule's order, those that are ``None`` left out."""
         held = [x for x in moments if x is not None]
-        t = self._type(param, grad, *held)
+        t = self._wide_type(param, grad, *held)
         if t is None or any(x.shape != param.shape for x in (grad, *held)):
             return NotImplemented
         name = f"{rule}<{', '.join((t, *(str(flag).lower() for flag in flags)))}>"
         slots = (*held, *(None,) * (3 - len(held)))
-        shape = self._kernels.flat(param.size)
-        self._launch(
-            "optimizers", "optimizer_step", (name,), shape, param, grad, *slots, state, self._sync(), param.size
-        )
+        low = self._low(param)
+        arguments = (param, grad, *slots, state, self._sync(), param.size)
+        half = (None, 0) if low is None else (low, loader.HALVES[low.dtype.char])
+        self._launch("optimizers", "optimizer_step", (name,), self._kernels.flat(param.size), *arguments, *half)
+        self._recording.copied = low is not None
         return None
+
+    def _low(self, param: Array) -> Array | None:
+        """Where the kernel of a step leaves `param` rounded, if it is to and can."""
+        if self._recording.copying is None:
+            return None
+        wanted, low = self._recording.copying
+        alike = (wanted.data.ptr, wanted.shape, param.dtype.char) == (param.data.ptr, low.shape, "f")
+        fits = alike and param.shape == low.shape and low.dtype.char in loader.HALVES
+        return low if fits and self._type(low) is not None else None
 
     def sgd_step(self, param: Array, grad: Array, velocity: Array | None, state: Array, *, nesterov: bool) -> Any:
         if velocity is None:
@@ -168,7 +187,7 @@ class CudaSteps:
         return self._optimize("Lion", param, grad, (m,), state)
 
     def ema_step(self, param: Array, average: Array, state: Array) -> Any:
-        t = self._type(param, average)
+        t = self._wide_type(param, average)
         if t is None or param.shape != average.shape:
             return NotImplemented
         self._launch("optimizers", "ema_step", (t,), self._kernels.flat(param.size), param, average, state, param.size)

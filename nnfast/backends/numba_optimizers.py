@@ -64,6 +64,9 @@ class NumbaOptimizers:
         self._emit(*pointwise.sq_norm_calls(grad, state[S.GRAD_SQ_NORM : S.GRAD_SQ_NORM + 1]))
         self._emit(steps.state_call(steps.scale_to_norm, state, value=max_norm))
 
+    def unscale(self, grad: Array, state: Array) -> None:
+        self._numpy("unscale", grad, state)  # of use to no precision of this backend
+
     # ---- the steps; their own arrays may be None ---------------------------------------------------
     def _step(self, kind: str, state: Array, method: str, *arrays: Array | None, **flags: bool) -> None:
         fusible = self.fused or method == "ema_step"

@@ -1,4 +1,4 @@
-"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``info``, ``bench``,
+"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``export``, ``info``, ``bench``,
 ``selftest``.
 
 A command is one file in this folder that defines ``command``, and its name in ``COMMANDS``. The files
@@ -20,7 +20,7 @@ from .common import say_error, say_warning, version
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-COMMANDS = ("train", "predict", "evaluate", "info", "bench", "selftest")
+COMMANDS = ("train", "predict", "evaluate", "export", "info", "bench", "selftest")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -49,6 +49,7 @@ def cli(settings: dict[str, Any] | None, debug: bool) -> None:
     nnfast train fashion-mnist              train on real images
     nnfast train data.csv --target price    train on a table
     nnfast predict model.safetensors new.csv --out predictions.csv
+    nnfast export model.safetensors model.onnx
     nnfast bench --preset small             time it against other libraries
     nnfast selftest --device cuda           check that a device computes right
     """

@@ -21,7 +21,9 @@ FAILED = 1
 
 @click.command("bench", short_help="Time training and inference against other libraries.")
 @click.option(
-    "--preset", metavar="NAME", help="small, large-batch, inference, all (of these), off-table, gpu or gpu-tf32."
+    "--preset",
+    metavar="NAME",
+    help="small, large-batch, inference, all (of these), off-table, gpu, gpu-tf32 or gpu-bf16.",
 )
 @click.option("--workload", "names", metavar="NAME", multiple=True, help="One workload; may be given several times.")
 @click.option("--sweep", is_flag=True, help="Time the workloads (by default mnist) at batch sizes from 1 to 65,536.")

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 @device_option
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "tf32", "float64"]),
+    type=click.Choice(["float32", "tf32", "bf16", "fp16", "float64"]),
     default="float32",
     show_default=True,
-    help="Of weights and computation; tf32 rounds in products on a GPU.",
+    help="Of weights and computation; tf32, bf16 and fp16 round on a GPU.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For weights, split and shuffle.")
 @click.option("--out", metavar="FILE", help="Model file; default: NAME.safetensors in this folder.")

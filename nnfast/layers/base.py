@@ -26,7 +26,8 @@ Shape = tuple[int, ...]
 class TensorSpec:
     """An array that a layer declared.
 
-    `per_row` arrays have the batch size as their first axis, which `shape` leaves out.
+    `per_row` arrays have the batch size as their first axis, which `shape` leaves out. `full` ones stay in the type of
+    the weights where activations have fewer bits.
     """
 
     kind: Literal["param", "buffer", "saved", "scratch"]
@@ -34,6 +35,7 @@ class TensorSpec:
     shape: Shape
     per_row: bool = False
     init: Any = None
+    full: bool = False
 
 
 class BuildContext:
@@ -47,21 +49,24 @@ class BuildContext:
             raise ValueError(f"the layer declares {spec.name!r} twice")
         self.specs.append(spec)
 
-    def param(self, name: str, shape: Shape, init: Any) -> None:
-        """A trained array; the gradient goes to the attribute ``"d" + name``."""
-        self._add(TensorSpec("param", name, tuple(shape), init=initializers.get(init)))
+    def param(self, name: str, shape: Shape, init: Any, *, full: bool = False) -> None:
+        """A trained array; the gradient goes to the attribute ``"d" + name``.
+
+        With ``precision="bf16"`` or ``"fp16"`` it is a copy in 16 bits, unless `full`; the gradient is float32.
+        """
+        self._add(TensorSpec("param", name, tuple(shape), init=initializers.get(init), full=full))
 
     def buffer(self, name: str, shape: Shape, init: Any) -> None:
         """An array that is kept and saved with the model, but not trained, such as a running mean."""
         self._add(TensorSpec("buffer", name, tuple(shape), init=initializers.get(init)))
 
-    def saved(self, name: str, shape: Shape, *, per_row: bool = True) -> None:
+    def saved(self, name: str, shape: Shape, *, per_row: bool = True, full: bool = False) -> None:
         """An array that ``forward`` leaves for ``backward``; ``None`` outside training."""
-        self._add(TensorSpec("saved", name, tuple(shape), per_row))
+        self._add(TensorSpec("saved", name, tuple(shape), per_row, full=full))
 
-    def scratch(self, name: str, shape: Shape, *, per_row: bool = True) -> None:
+    def scratch(self, name: str, shape: Shape, *, per_row: bool = True, full: bool = False) -> None:
         """An array for intermediate results; its contents do not outlive the call."""
-        self._add(TensorSpec("scratch", name, tuple(shape), per_row))
+        self._add(TensorSpec("scratch", name, tuple(shape), per_row, full=full))
 
 
 class Layer:

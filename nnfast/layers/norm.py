@@ -40,11 +40,11 @@ class LayerNorm(Layer):
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
         if not in_shape:
             raise ValueError("LayerNorm needs at least one feature axis; the input rows are scalars")
-        ctx.param("gamma", in_shape[-1:], "ones")
-        ctx.param("beta", in_shape[-1:], "zeros")
+        ctx.param("gamma", in_shape[-1:], "ones", full=True)
+        ctx.param("beta", in_shape[-1:], "zeros", full=True)
         # Declared as scratch of the forward pass as well: inference writes them, too
-        ctx.scratch("mean", in_shape[:-1])
-        ctx.scratch("rstd", in_shape[:-1])
+        ctx.scratch("mean", in_shape[:-1], full=True)
+        ctx.scratch("rstd", in_shape[:-1], full=True)
         return in_shape
 
     def forward(self, bk: Backend, x: Array, y: Array) -> None:
@@ -102,12 +102,12 @@ class BatchNorm(Layer):
         if not in_shape:
             raise ValueError("BatchNorm needs at least one feature axis; the input rows are scalars")
         features = in_shape[-1:]
-        ctx.param("gamma", features, "ones")
-        ctx.param("beta", features, "zeros")
+        ctx.param("gamma", features, "ones", full=True)
+        ctx.param("beta", features, "zeros", full=True)
         ctx.buffer("running_mean", features, "zeros")
         ctx.buffer("running_var", features, "ones")
-        ctx.saved("mean", features, per_row=False)
-        ctx.saved("var", features, per_row=False)
+        ctx.saved("mean", features, per_row=False, full=True)
+        ctx.saved("var", features, per_row=False, full=True)
         return in_shape
 
     def forward(self, bk: Backend, x: Array, y: Array) -> None:

@@ -91,9 +91,22 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} does not define step")
 
     def record(
-        self, bk: Backend, param: Array, grad: Array, slots: dict[str, Array], average: Array | None, state: Array
+        self,
+        bk: Backend,
+        param: Array,
+        grad: Array,
+        slots: dict[str, Array],
+        average: Array | None,
+        state: Array,
+        *,
+        scaled: bool = False,
     ) -> None:
-        """Clipping, the step and the moving average as part of a recorded step."""
+        """Clipping, the step and the moving average as part of a recorded step.
+
+        A gradient that was `scaled` may have overflown; then SKIP_STEP is set, and nothing must happen.
+        """
+        if scaled:
+            bk.unscale(grad, state)
         if self.clip_value is not None:
             bk.clip_value(grad, limit=self.clip_value)
         if self.clip_norm is not None:
@@ -101,9 +114,16 @@ class Optimizer:
         if self.replayable:
             self.step(bk, param, grad, slots, state)
         else:
-            bk.python(self.step, param, grad, slots, state)
+            bk.python(self._step_unless_left_out if scaled else self.step, param, grad, slots, state)
         if average is not None:
             bk.ema_step(param, average, state)
+
+    def _step_unless_left_out(
+        self, bk: Backend, param: Array, grad: Array, slots: dict[str, Array], state: Array
+    ) -> None:
+        """:meth:`step` of a user's own, which need not know of SKIP_STEP."""
+        if not float(bk.to_numpy(state)[S.SKIP_STEP]):
+            self.step(bk, param, grad, slots, state)
 
     def schedule(self) -> schedules.Schedule:
         """The learning rate as a schedule."""

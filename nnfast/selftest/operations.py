@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import activations
-from ..backends.formulas import LOSSES
+from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
 
 #: step method, names of its moments, options
@@ -29,16 +29,32 @@ class Operations:
     ----------
     bk : Backend
         Where to run.
-    dtype : str
-        ``"float32"`` or ``"float64"``.
+    dtype : dtype
+        Of activations, and of weights in products.
     rows, columns : int
         Size of the arrays.
     offset : int
         Elements between an aligned address and the start of each float array.
+    full : dtype, optional
+        Of all other floats; by default `dtype`.
+    exact : bool
+        Whether all floats, rounded to what they would be, are float64: then this is the reference.
     """
 
-    def __init__(self, bk: Any, dtype: str, rows: int = 300, columns: int = 37, offset: int = 0) -> None:
-        self.bk, self.dtype, self.shape, self.offset = bk, dtype, (rows, columns), offset
+    def __init__(
+        self,
+        bk: Any,
+        dtype: Any,
+        rows: int = 300,
+        columns: int = 37,
+        offset: int = 0,
+        *,
+        full: Any = None,
+        exact: bool = False,
+    ) -> None:
+        self.bk, self.shape, self.offset, self.exact = bk, (rows, columns), offset, exact
+        self.dtype = np.dtype(dtype)
+        self.full = self.dtype if full is None else np.dtype(full)
         self.rng = np.random.default_rng(3)
         self.calls: list[Callable[[], None]] = []
         self.outs: dict[str, Any] = {}
@@ -59,17 +75,26 @@ class Operations:
 
     # ---- building -------------------------------------------------------------------------------
     def _device(self, value: np.ndarray) -> Any:
+        if self.exact:
+            value = value.astype(np.float64)
         whole = self.bk.zeros(value.size + self.offset, value.dtype)
         out = whole[self.offset :].reshape(value.shape)
         self.bk.copy(value, out=out)
         return out
 
-    def _data(self, *shape: int, low: float | None = None) -> Any:
+    def _data(self, *shape: int, low: float | None = None, full: bool = False) -> Any:
         value = self.rng.standard_normal(shape) if low is None else low + self.rng.random(shape)
-        return self._device(value.astype(self.dtype))
+        return self._device(value.astype(self.full if full else self.dtype))
 
-    def _out(self, label: str, *shape: int, dtype: Any = None) -> Any:
-        self.outs[label] = self._device(np.zeros(shape, dtype or self.dtype))
+    def _saved(self, name: str, n: int, m: int) -> Any:
+        """What an activation leaves for its gradient, of random numbers."""
+        row, z = activations.get(name), self.rng.standard_normal((n, m)).astype(self.dtype).astype(np.float64)
+        if row.saves == "output":
+            z = softmax(np, z) if name == "softmax" else ACTIVATIONS[name][0](np, z, row.alpha)
+        return self._device(z.astype(self.dtype))
+
+    def _out(self, label: str, *shape: int, full: bool = False, dtype: Any = None) -> Any:
+        self.outs[label] = self._device(np.zeros(shape, dtype or (self.full if full else self.dtype)))
         return self.outs[label]
 
     def _state(self, label: str, **slots: float) -> Any:
@@ -89,36 +114,37 @@ class Operations:
         n, m = self.shape
         x, b, small, W = self._data(n, m), self._data(m), self._data(n, 5), self._data(5, m)
         for name in activations.names():
-            out = self._out(f"act {name}", n, m)
-            self._call("act", name, x, out=out)
-            saved = out if activations.get(name).saves == "output" else x
+            self._call("act", name, x, out=self._out(f"act {name}", n, m))
+            # Not what was just computed: a last digit can lie on the other side of a kink
+            saved = self._saved(name, n, m)
             self._call("act_grad", name, self._data(n, m), saved, out=self._out(f"act_grad {name}", n, m))
             y, z = self._out(f"linear {name}", n, m), self._out(f"linear z {name}", n, m)
             self._call("linear_act", small, W, b, name, out=y, saved=z)
             dy = self._out(f"linear dy {name}", n, m)
             self._call("fill", dy, 0.5)  # used up by the call
             dx, dW, db = (
-                self._out(f"linear {d} {name}", *s) for d, s in (("dx", (n, 5)), ("dW", (5, m)), ("db", (m,)))
+                self._out(f"linear {d} {name}", *s, full=d != "dx")
+                for d, s in (("dx", (n, 5)), ("dW", (5, m)), ("db", (m,)))
             )
-            kept = y if activations.get(name).saves == "output" else z
-            self._call("linear_act_grad", dy, small, W, kept, name, dx=dx, dW=dW, db=db)
+            self._call("linear_act_grad", dy, small, W, saved, name, dx=dx, dW=dW, db=db)
         self._call("add", x, x, out=self._out("add", n, m))
-        self._call("sum_rows", x, out=self._out("sum_rows", m))
+        self._call("sum_rows", x, out=self._out("sum_rows", m, full=True))
         random = self._state("dropout state", SEED_LO=5, SEED_HI=6)
         self._call("dropout", x, random, rate=0.25, stream=2, out=self._out("dropout", n, m))
 
     def _normalisation(self) -> None:
         n, m = self.shape
-        x, dy, gamma, beta = self._data(n, m), self._data(n, m), self._data(m), self._data(m)
+        x, dy, gamma, beta = self._data(n, m), self._data(n, m), self._data(m, full=True), self._data(m, full=True)
         for kind, size, second in (("layer", n, "rstd"), ("batch", m, "var")):
-            stats = {"mean": self._out(f"{kind} mean", size), second: self._out(f"{kind} {second}", size)}
+            stats = {name: self._out(f"{kind} {name}", size, full=True) for name in ("mean", second)}
             eps = {"eps": 1e-3}
             self._call(f"{kind}_norm", x, gamma, beta, out=self._out(f"{kind} out", n, m), **stats, **eps)
             grads = {
-                name: self._out(f"{kind} {name}", *s) for name, s in (("dx", (n, m)), ("dgamma", (m,)), ("dbeta", (m,)))
+                name: self._out(f"{kind} {name}", *s, full=name != "dx")
+                for name, s in (("dx", (n, m)), ("dgamma", (m,)), ("dbeta", (m,)))
             }
             self._call(f"{kind}_norm_grad", dy, x, gamma, *stats.values(), **grads, **(eps if kind == "batch" else {}))
-        running = {"running_mean": self._out("running_mean", m), "running_var": self._out("running_var", m)}
+        running = {name: self._out(name, m, full=True) for name in ("running_mean", "running_var")}
         self._call("batch_norm_track", *stats.values(), self._state("track"), rows=n, momentum=0.1, **running)
         out = self._out("batch inference", n, m)
         self._call("batch_norm_inference", x, gamma, beta, *running.values(), eps=1e-3, out=out)
@@ -137,11 +163,12 @@ class Operations:
         x = self._data(n, m)
         self._call("take_rows", x, order, out=self._out("take_rows", n, m))
         many = self.bk.asarray(self.rng.integers(0, 7, n))
-        self._call("add_at_rows", x, many, out=self._out("add_at_rows", 7, m))
+        self._call("add_at_rows", self._data(n, m, full=True), many, out=self._out("add_at_rows", 7, m, full=True))
 
     def _losses(self) -> None:
         n, m = self.shape
-        pred, target, weight = self._data(n, m), self._data(n, m, low=0.0), self._data(n, low=0.5)
+        pred = self._data(n, m)
+        target, weight = self._data(n, m, low=0.0, full=True), self._data(n, low=0.5, full=True)
         for name in LOSSES:
             out = self._out(f"{name} dpred", n, m)
             self._call("elementwise_loss", name, pred, target, weight, self._state(name), param=0.5, dpred=out)
@@ -152,7 +179,7 @@ class Operations:
 
     def _optimizers(self) -> None:
         size = self.shape[0] * self.shape[1]
-        grad = self._data(size)
+        grad = self._data(size, full=True)
         state = self._state("step state", LOSS=1.5, BATCH_WEIGHT=4.0)
         self._call("begin_step", state, self.bk.asarray(np.linspace(0.1, 0.2, 9)))
         self._call("record_loss", state)
@@ -162,25 +189,27 @@ class Operations:
         self._call("end_epoch", ended, self._out("results", 2, 3, dtype=np.float64))
         self._call("sq_norm", grad, out=self._out("sq_norm", 1, dtype=np.float64))
         self._call("clip_norm", grad, state, max_norm=0.5)
-        clipped = self._out("clip_value", size)
+        clipped = self._out("clip_value", size, full=True)
         self._call("copy", grad, out=clipped)
         self._call("clip_value", clipped, limit=0.1)
-        self._call("ema_step", grad, self._out("ema", size), state)
+        self._call("ema_step", grad, self._out("ema", size, full=True), state)
 
         def step(method: str, label: str, moments: list[Any], **options: Any) -> None:
-            param = self._out(f"{label} param", size)
+            param = self._out(f"{label} param", size, full=True)
             self._call(method, param, grad, *moments, self._state(f"{label} state"), **options)
 
         for method, count, options in OPTIMIZERS:
             label = f"{method} {options}"
-            step(method, label, [self._out(f"{label} {i}", size) for i in range(count)], **options)
+            step(method, label, [self._out(f"{label} {i}", size, full=True) for i in range(count)], **options)
         step("sgd_step", "sgd", [None], nesterov=False)
         for nesterov in (False, True):
-            step("sgd_step", f"sgd {nesterov}", [self._out(f"sgd {nesterov} velocity", size)], nesterov=nesterov)
+            velocity = self._out(f"sgd {nesterov} velocity", size, full=True)
+            step("sgd_step", f"sgd {nesterov}", [velocity], nesterov=nesterov)
         for centered in (False, True):
-            for velocity in (False, True):
-                label = f"rmsprop {centered} {velocity}"
+            for moving in (False, True):
+                label = f"rmsprop {centered} {moving}"
                 held = [
-                    self._out(f"{label} {i}", size) if used else None for i, used in enumerate((1, centered, velocity))
+                    self._out(f"{label} {i}", size, full=True) if used else None
+                    for i, used in enumerate((1, centered, moving))
                 ]
                 step("rmsprop_step", label, held)

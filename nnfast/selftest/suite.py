@@ -26,7 +26,7 @@ __all__ = ["Check", "Outcome", "checks", "run"]
 # Rows, columns, and elements between an aligned address and the start of each array
 SIZES = ((300, 37, 0), (33, 7, 1), (6, 1, 0), (257, 64, 3))
 # Of results that went through several operations, against NumPy in float64: relative, and per unit of their scale
-_CLOSE = {"float32": (1e-4, 1e-5), "float64": (1e-10, 1e-12)}
+_CLOSE = {"float32": (1e-4, 1e-5), "float64": (1e-10, 1e-12), "bf16": (1.6e-2, 1e-2), "fp16": (2e-3, 2e-3)}
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,23 @@ def _rounded(backend: Backend) -> None:
         np.testing.assert_allclose(found[key], value, rtol=0.1, atol=0.1, err_msg=key, verbose=False)
 
 
+def _half_operations(backend: Backend, precision: str, size: tuple[int, int, int]) -> None:
+    """Each method on activations of 16 bits, against NumPy in float64 from the same numbers."""
+    dtype = backend.reduced(precision)
+    reference = Operations(devices.get_backend("numpy"), dtype, *size, full="float32", exact=True)
+    found = Operations(backend, dtype, *size, full="float32")
+    for operations in (reference, found):
+        operations.run()
+    _close(found.results(), reference.results(), precision)
+
+
+def _half_training(backend: Backend, precision: str) -> None:
+    """Training and predictions with activations of 16 bits, near those in float64."""
+    found, expected = _fit(backend, precision, "adam"), _fit("numpy", "float64", "adam")
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=0.15, atol=0.15, err_msg=key, verbose=False)
+
+
 def _fed(backend: Backend) -> None:
     """Batches from the host, one after the other, against data that lives on the device."""
     X, y = (array[:600] for array in _spiral())
@@ -293,6 +310,13 @@ def checks(device: str | Backend) -> list[Check]:
             add(f"without {missing}: operations, {dtype}", _operations, other, dtype, SIZES[0])
             add(f"without {missing}: training, {dtype}, against NumPy", _same_training, other, dtype, "adam")
     add("products and training in tf32", _rounded, backend)
+    for precision in ("bf16", "fp16"):
+        if backend.reduced(precision) is not None:
+            for size in SIZES:
+                rows, columns, offset = size
+                off = f", {offset} elements off alignment" if offset else ""
+                add(f"operations, {precision}, {rows} x {columns}{off}", _half_operations, backend, precision, size)
+        add(f"training in {precision}", _half_training, backend, precision)
     add("batches from the host, one after the other", _fed, backend)
     add("inputs and outputs that stay on the device", _on_device, backend)
     add("more than the device can hold", _out_of_memory, backend)

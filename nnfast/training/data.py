@@ -71,9 +71,10 @@ def on_gpu(x: Any) -> bool:
 
 def check_finite(x: np.ndarray, what: str, dtype: Any = None) -> None:
     """Raise ``ValueError`` naming the first row of `x` that holds NaN or infinity, or would as `dtype`."""
-    if x.dtype.kind != "f" or x.size == 0:
-        return
     dtype = x.dtype if dtype is None else np.dtype(dtype)
+    # Whole numbers can be beyond float16 only
+    if x.size == 0 or (x.dtype.kind != "f" and dtype != np.float16):
+        return
     rows = max(1, _CHUNK_BYTES // max(1, x.nbytes // x.shape[0]))
     for start in range(0, x.shape[0], rows):
         with np.errstate(over="ignore"):

@@ -16,6 +16,7 @@ from ..losses import Loss
 from ..network import CARRIED, Network
 from ..optimizers import Optimizer
 from ..plan import Plan, without_link
+from ..precision import FIRST_LOSS_SCALE
 
 __all__ = ["Engine"]
 
@@ -88,7 +89,7 @@ class Engine:
         state = np.zeros(S.SIZE)
         for slot, value in optimizer.fill_state().items():
             state[slot] = value
-        for slot, value in progress.carried.items():
+        for slot, value in self._carried().items():
             state[slot] = value
         state[S.STEP] = self.step
         state[S.SEED_LO], state[S.SEED_HI] = progress.seed & 0xFFFFFFFF, progress.seed >> 32
@@ -111,9 +112,19 @@ class Engine:
         """Go on from where the model stands, which another run, or a step that was bad, may have changed."""
         self.step = self.progress.step
         self.set(S.STEP, self.step)
-        for slot, value in self.progress.carried.items():
+        for slot, value in self._carried().items():
             self.set(slot, value)
         self.forget_rates()
+
+    def _carried(self) -> dict[int, float]:
+        """What an earlier training left in the step state, and where the scale of the loss's gradient begins."""
+        values = dict(self.progress.carried)
+        params = self.model.parameters
+        if params.low is None or params.precision != "fp16":
+            values |= {S.LOSS_SCALE: 0.0, S.GOOD_STEPS: 0.0}
+        elif not values.get(S.LOSS_SCALE):
+            values |= {S.LOSS_SCALE: FIRST_LOSS_SCALE, S.GOOD_STEPS: 0.0}
+        return values
 
     def forget_rates(self) -> None:
         """The schedule has changed its mind: the learning rates that are ready are void."""

@@ -25,7 +25,7 @@ def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
         return min(batch_size, max(rows, 1))
     if rows < 2:
         return 1
-    row_bytes = model.plans.row_bytes(model.built, model.parameters.dtype)
+    row_bytes = model.plans.row_bytes(model.built, model.parameters.activations)
     most = max(1, min(_MAX_ROWS, _CHUNK_BYTES // row_bytes))
     # A power of two, so that calls with nearby numbers of rows share a plan
     return min(most, 1 << (rows - 1).bit_length())
@@ -115,7 +115,7 @@ def forward(
             if on_device and outputs:
                 bk.copy(output, out=result)
             elif outputs:
-                result = np.array(bk.to_numpy(output))
+                result = np.array(bk.to_numpy(output), parameters.dtype)
         if loss is None:
             return result, float("nan")
         state = plan.read_state()

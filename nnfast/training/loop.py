@@ -69,6 +69,7 @@ def fit(
 ) -> History:
     """Train `model`; the arguments are those of ``Sequential.fit``, resolved."""
     metric_list = [metrics_module.get(metric) for metric in metrics]
+    held = backend.reduced(precision) or dtype  # what inputs become
     if class_weight is not None and not loss.classification:
         raise ValueError(f"class_weight needs a loss of classes; the targets of {type(loss).__name__} are none")
     with ExitStack() as stack:
@@ -80,12 +81,12 @@ def fit(
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
             if isinstance(class_weight, str):
                 raise ValueError(f"class_weight={class_weight!r} needs arrays; beside an iterable, give a dict")
-            batches = BatchSource(x, loss, class_weight, dtype)
+            batches = BatchSource(x, loss, class_weight, dtype, held)
             model.prepare(batches.in_shape, seed, dtype)
             batches.expect(model.in_shape, model.out_shape)
             source: Source = batches
         else:
-            x, y = _checked_arrays(model, backend, x, y, dtype)
+            x, y = _checked_arrays(model, backend, x, y, held)
             model.prepare(x.shape[1:], seed, dtype)
             target = loss.targets(y, model.out_shape, dtype)
             if sample_weight is not None:
@@ -93,22 +94,22 @@ def fit(
             if validation_split:
                 if validation_data is not None:
                     raise ValueError("give validation_data or validation_split, not both")
-                rows, held = data.split(len(x), validation_split, model.training_state.seed)
-                own = None if sample_weight is None else sample_weight[held]
+                rows, rest = data.split(len(x), validation_split, model.training_state.seed)
+                own = None if sample_weight is None else sample_weight[rest]
                 index = backend.asarray if data.on_gpu(x) else np.asarray
-                validation_data = (x[index(held)], y[held], own)
+                validation_data = (x[index(rest)], y[rest], own)
                 x, target = x[index(rows)], target[rows]
                 sample_weight = None if sample_weight is None else sample_weight[rows]
             # After the split: "balanced" counts the rows that are trained on
             weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)
-            kind = ResidentSource if data.on_gpu(x) or _fits(backend, x, dtype) else StreamedSource
+            kind = ResidentSource if data.on_gpu(x) or _fits(backend, x, held) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
         validation = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
                 raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
-            held_x, held_y, held_weight = (*validation_data, None)[:3]
-            validation = Validation(model, held_x, held_y, held_weight, loss, metric_list, dtype)
+            x_val, y_val, weight_val = (*validation_data, None)[:3]
+            validation = Validation(model, x_val, y_val, weight_val, loss, metric_list, dtype, held)
         stack.enter_context(model.unchanged_on_error())
         engine = Engine(
             model,
@@ -123,8 +124,8 @@ def fit(
             precision=precision,
         )
         source.attach(engine, bool(metric_list))
-        if validation is not None and _fits(backend, validation.x, dtype):
-            validation.live_on(backend, dtype)
+        if validation is not None and _fits(backend, validation.x, held):
+            validation.live_on(backend, held)
     try:
         return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
     finally:

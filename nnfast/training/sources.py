@@ -104,10 +104,10 @@ class ResidentSource(ArraySource):
 
     def attach(self, engine: Engine, keep_outputs: bool) -> None:
         super().attach(engine, keep_outputs)
-        bk, dtype = engine.backend, engine.model.parameters.dtype
-        arrays: list[Array] = [bk.asarray(self.x, dtype), bk.asarray(self.y)]
+        bk, params = engine.backend, engine.model.parameters
+        arrays: list[Array] = [bk.asarray(self.x, params.activations), bk.asarray(self.y)]
         if self.weight is not None:
-            arrays.append(bk.asarray(self.weight, dtype))
+            arrays.append(bk.asarray(self.weight, params.dtype))
         assert self.rows is not None
         assert self.steps is not None
         if not keep_outputs:  # there is room for those of one epoch
@@ -117,7 +117,7 @@ class ResidentSource(ArraySource):
         self._outputs = None
         if keep_outputs:
             width = int(np.prod(engine.plan.built[-1].out_shape))
-            self._outputs = bk.empty((self.rows, width), dtype)
+            self._outputs = bk.empty((self.rows, width), params.activations)
         self._backend = bk
         engine.plan.use_data(tuple(arrays), self._order, self._outputs, results)
 
@@ -211,8 +211,9 @@ class BatchSource(_FedSource):
     is an iterator, which can be gone through only once.
     """
 
-    def __init__(self, batches: Iterable[Any], loss: Loss, class_weight: Any, dtype: Any) -> None:
+    def __init__(self, batches: Iterable[Any], loss: Loss, class_weight: Any, dtype: Any, inputs: Any) -> None:
         self._items, self._loss, self._class_weight, self._dtype = batches, loss, class_weight, dtype
+        self._inputs = inputs
         iterator = iter(batches)
         try:
             first = next(iterator)
@@ -239,7 +240,7 @@ class BatchSource(_FedSource):
         x, y, weight = data.unpack_batch(item)
         x, y = data.as_array(x, "x of a batch"), data.as_array(y, "y of a batch")
         data.check_inputs(x, self.in_shape, "x of a batch")
-        data.check_finite(x, "x of a batch", self._dtype)
+        data.check_finite(x, "x of a batch", self._inputs)
         if len(x) != len(y):
             raise ValueError(f"a batch has {len(x)} rows of x and {len(y)} of y")
         if len(x) > self.batch:

@@ -37,7 +37,7 @@ class Trainer:
         For schedules of the learning rate that are measured in epochs, or by the end of training.
     dtype : {"float32", "float64"}, optional
         Of the weights and the computation; by default that of `precision`.
-    precision : {"float32", "tf32", "float64"}, optional
+    precision : {"float32", "tf32", "bf16", "fp16", "float64"}, optional
         What the computation may round; by default that of `dtype`, or float32.
     seed : int, optional
         For initial weights and dropout masks.
@@ -137,7 +137,7 @@ class Trainer:
             raise ValueError(f"the batch has {len(x)} rows, batch_size is {self.batch_size}")
         if self._engine is not None and (sample_weight is not None) != self._weighted:
             raise ValueError("either every step brings sample_weight, or none")
-        data.check_finite(x, "xb", self.dtype)
+        data.check_finite(x, "xb", self.backend.reduced(self.precision) or self.dtype)
         with self.model.unbuilt_on_error():
             self.model.prepare(x.shape[1:], self._seed, self.dtype)
             target = self.loss.targets(y, self.model.out_shape, self.dtype)

@@ -19,26 +19,34 @@ __all__ = ["Validation", "compute_metrics"]
 class Validation:
     """A checked validation set, evaluated after each epoch."""
 
-    def __init__(self, model: Network, x: Any, y: Any, weight: Any, loss: Loss, metrics: list[Any], dtype: Any) -> None:
+    def __init__(
+        self,
+        model: Network,
+        x: Any,
+        y: Any,
+        weight: Any,
+        loss: Loss,
+        metrics: list[Any],
+        dtype: Any,
+        inputs: Any = None,
+    ) -> None:
         x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
         data.check_inputs(x, model.in_shape, "validation X")
         if len(x) != len(y):
             raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
         if len(x) == 0:
             raise data.EmptyDataError("the validation data have no rows")
-        data.check_finite(x, "validation X", dtype)
+        data.check_finite(x, "validation X", inputs or dtype)
         self.x, self.loss, self.metrics = x, loss, metrics
         self._resident: tuple[Any, ...] | None = None
         self.target = loss.targets(y, model.out_shape, dtype)
         self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
 
-    def live_on(self, backend: Backend, dtype: Any) -> None:
+    def live_on(self, backend: Backend, inputs: Any) -> None:
         """Keep the data on a GPU, so that an evaluation brings only its outputs to the host, and those at its end."""
         if backend.xp is not np:
-            self._resident = tuple(
-                None if array is None else backend.asarray(array, dtype if array.dtype.kind == "f" else None)
-                for array in (self.x, self.target, self.weight)
-            )
+            x = backend.asarray(self.x, inputs)
+            self._resident = (x, *(None if a is None else backend.asarray(a) for a in (self.target, self.weight)))
 
     def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
         """Loss and metrics, by name."""
@@ -65,6 +73,8 @@ def compute_metrics(
 ) -> dict[str, float]:
     """Each metric of predictions made from what the loss starts from."""
     outputs = outputs.reshape(len(outputs), -1)
+    if outputs.dtype.itemsize == 2:
+        outputs = outputs.astype(np.float32)
     if isinstance(loss, Hinge):
         # Metrics know classes 0 and 1 and a threshold of 0.5; the sigmoid puts the margin's 0 there
         predicted, target = through_link("sigmoid", outputs), (target > 0).astype(np.int64)

@@ -1,7 +1,8 @@
 """Every method of the contract on CUDA against NumPy in float64: emulated everywhere, on a GPU where there is one.
 
 Each check also runs with arrays that start one element after an aligned address, and compares all
-outputs, the step state included.
+outputs, the step state included. With activations of 16 bits the reference starts from the rounded ones, and what is
+elementwise must be within one rounding.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ TOLERANCE = {
     ("float32", False): (1e-5, 1e-5),
     ("float32", True): (1e-4, 1e-4),
 }
+# Of the policy, for what is rounded on the way: where a product's operands are results
+HALF_PRODUCTS = {
+    ("float16", False): (1e-3, 1e-3),
+    ("float16", True): (1e-2, 1e-2),
+    ("bfloat16", False): (1.6e-2, 1e-2),
+    ("bfloat16", True): (1e-1, 1e-1),
+}
+#: Relative error of one rounding
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+#: Arguments that have 16 bits where activations have: the others are then float32
+ACTIVATIONS = {"x", "y", "z", "out", "saved", "dy", "dx", "pred", "dpred", "logits", "dlogits", "W", "b"}
 ALWAYS_DOUBLE = {"state", "lr_table"}
 #: Arguments that a method may overwrite though the test does not look at what is in them
 USED_UP = {"linear_act_grad": ("dy",)}
@@ -64,6 +76,28 @@ def new_state(**slots: float) -> np.ndarray:
     return state
 
 
+def dtype_of(dtype: str, method: str, name: str) -> np.dtype[Any]:
+    """The dtype of an argument where activations have `dtype`."""
+    if dtype in ROUNDING and (name not in ACTIVATIONS or (method, name) == ("sum_rows", "out")):
+        return np.dtype("float32")
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def tolerance(dtype: str, method: str, found: np.ndarray, backward: bool) -> tuple[float, float]:
+    """rtol and atol for an output."""
+    if dtype not in ROUNDING:
+        return TOLERANCE[dtype, backward]
+    if method.startswith("linear"):
+        return HALF_PRODUCTS[dtype, backward]
+    rtol, atol = TOLERANCE["float32", backward]
+    return (rtol + ROUNDING[dtype] if found.dtype.itemsize == 2 else rtol), atol
+
+
+def widened(x: np.ndarray) -> np.ndarray:
+    """16-bit floats as float32: NumPy's own tests do not know bfloat16."""
+    return x.astype(np.float32) if x.dtype.char in "eE" else x
+
+
 def place(bk: Any, value: np.ndarray, offset: int) -> Any:
     """`value` on the backend, starting `offset` elements after an aligned address."""
     whole = bk.zeros((value.size + offset,), value.dtype)
@@ -90,32 +124,36 @@ def check(
     reference = NumpyBackend()
     results: dict[str, np.ndarray] = {}
 
-    def call(on: Any, kind: str, offset: int) -> dict[str, np.ndarray]:
+    def call(on: Any, offset: int) -> dict[str, np.ndarray]:
         given: dict[str, Any] = {}
         for name, value in arrays.items():
             if value is None:
                 given[name] = None
                 continue
             fixed = name in ALWAYS_DOUBLE or value.dtype.kind != "f"
+            stored = value.dtype if fixed else dtype_of(dtype, method, name)
             # Both sides start from what fits into the narrow type
-            narrow = value if fixed else value.astype(dtype).astype(kind)
+            narrow = value.astype(stored)
+            narrow = narrow.astype(np.float64) if on is reference and not fixed else narrow
             given[name] = place(on, np.ascontiguousarray(narrow).reshape(value.shape), 0 if fixed else offset)
         for out, source in (alias or {}).items():
             given[out] = given[source]
-        before = {name: np.array(on.to_numpy(x)) for name, x in given.items() if x is not None}
+        before = {name: widened(np.array(on.to_numpy(x))) for name, x in given.items() if x is not None}
         getattr(on, method)(**given, **(options or {}))
         written = {*outs, *(alias or {}).values(), *USED_UP.get(method, ())}
         for name in before.keys() - written:
             if before[name].dtype.kind == "f" and np.isnan(before[name]).all():
                 continue  # an output that this check does not ask for
-            np.testing.assert_array_equal(on.to_numpy(given[name]), before[name], err_msg=f"{method} changed {name}")
+            after = widened(on.to_numpy(given[name]))
+            np.testing.assert_array_equal(after, before[name], err_msg=f"{method} changed {name}")
         return {name: np.array(on.to_numpy(given[name])) for name in outs}
 
-    expected = call(reference, "float64", 0)
-    rtol, atol = TOLERANCE[dtype, backward]
+    expected = call(reference, 0)
     for offset in (0, 1):
-        results = call(bk, dtype, offset)
+        results = call(bk, offset)
         for name in outs:
+            rtol, atol = tolerance(dtype, method, results[name], backward)
+            results[name] = widened(results[name])
             tight = expected[name].dtype.kind != "f"
             np.testing.assert_allclose(
                 results[name],
@@ -133,6 +171,7 @@ def nan(*shape: int) -> np.ndarray:
 
 
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+each_storage = pytest.mark.parametrize("dtype", ["float32", "float64", *ROUNDING])
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -187,7 +226,7 @@ def test_gemm_shapes_that_do_not_fit(bk: CupyBackend) -> None:
         bk.gemm(a, b, out=bk.zeros((2, 5), "float32"))
 
 
-@each_dtype
+@each_storage
 @each_shape
 def test_sums(bk: CupyBackend, rng: Any, dtype: str, shape: tuple[int, int]) -> None:
     x, y, b = rng.standard_normal(shape), rng.standard_normal(shape), rng.standard_normal(shape[1])
@@ -208,7 +247,7 @@ def test_sq_norm(bk: CupyBackend, rng: Any, dtype: str, shape: tuple[int, ...]) 
         np.testing.assert_allclose(bk.to_numpy(out)[0], (x.astype(float) ** 2).sum(), rtol=1e-13)
 
 
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("name", activations.names())
 @pytest.mark.parametrize("shape", [(3, 5), (70, 36)], ids=str)
 def test_activations(bk: CupyBackend, rng: Any, dtype: str, name: str, shape: tuple[int, int]) -> None:
@@ -229,11 +268,12 @@ def test_parameter_of_an_activation(bk: CupyBackend, rng: Any, name: str) -> Non
     check(bk, "act_grad", "float64", dy=z[::-1].copy(), saved=z, out=nan(5, 7), options={"act": name})
 
 
+@pytest.mark.parametrize("dtype", ["float32", *ROUNDING])
 @pytest.mark.parametrize("name", activations.names())
-def test_nan_passes_through(bk: CupyBackend, name: str) -> None:
-    z = bk.asarray(np.array([[1.0, np.nan, -1.0]], "float32"))
+def test_nan_passes_through(bk: CupyBackend, dtype: str, name: str) -> None:
+    z = bk.asarray(np.array([[1.0, np.nan, -1.0]], dtype_of(dtype, "act", "z")))
     bk.act(name, z, out=z)
-    assert np.isnan(bk.to_numpy(z)[0, 1])
+    assert np.isnan(widened(bk.to_numpy(z))[0, 1])
 
 
 def test_softmax_of_any_rank(bk: CupyBackend, rng: Any) -> None:
@@ -242,7 +282,7 @@ def test_softmax_of_any_rank(bk: CupyBackend, rng: Any) -> None:
     check(bk, "act", "float64", z=1000 * z[0, 0, 0], out=nan(5), options={"act": "softmax"})
 
 
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1027])
 @pytest.mark.parametrize("step", [1, 2**32 + 5])
 def test_dropout_masks_are_those_of_numpy(bk: CupyBackend, rng: Any, dtype: str, size: int, step: int) -> None:
@@ -285,12 +325,12 @@ def test_add_at_rows(bk: CupyBackend, rng: Any, dtype: str, row: tuple[int, ...]
 
 
 # ---- linear layers --------------------------------------------------------------------------------
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("name", ["identity", "relu", "gelu", "softmax", "tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_act(bk: CupyBackend, rng: Any, dtype: str, name: str, bias: bool) -> None:
     n, k, m = 150, 8, 11
-    x, W = rng.standard_normal((n, k)), rng.standard_normal((k, m))
+    x, W = rng.standard_normal((n, k)), rng.standard_normal((k, m)) / np.sqrt(k)
     b = rng.standard_normal(m) if bias else None
     options = {"act": name}
     keep = check(
@@ -306,7 +346,7 @@ def test_linear_act(bk: CupyBackend, rng: Any, dtype: str, name: str, bias: bool
 
 
 # ---- normalisation --------------------------------------------------------------------------------
-@each_dtype
+@each_storage
 @each_shape
 def test_layer_norm(bk: CupyBackend, rng: Any, dtype: str, shape: tuple[int, int]) -> None:
     n, m = shape
@@ -322,7 +362,7 @@ def test_layer_norm(bk: CupyBackend, rng: Any, dtype: str, shape: tuple[int, int
     check(bk, "layer_norm_grad", dtype, ("dgamma", "dbeta"), **back, **sums, dx=None, backward=True)
 
 
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("shape", [(2, 1), (5, 3), (150, 12), (700, 40)], ids=str)
 def test_batch_norm(bk: CupyBackend, rng: Any, dtype: str, shape: tuple[int, int]) -> None:
     n, m = shape
@@ -369,7 +409,7 @@ def some_weight(kind: str, n: int, rng: Any) -> np.ndarray | None:
     return {"none": None, "random": rng.random(n) + 0.1, "zero": np.zeros(n)}[kind]
 
 
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_elementwise_losses(bk: CupyBackend, rng: Any, dtype: str, name: str, weights: str) -> None:
@@ -383,7 +423,7 @@ def test_elementwise_losses(bk: CupyBackend, rng: Any, dtype: str, name: str, we
         check(bk, "elementwise_loss", dtype, ("state",), **given, dpred=None, options=options)
 
 
-@each_dtype
+@each_storage
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_softmax_xent(bk: CupyBackend, rng: Any, dtype: str, smoothing: float, weights: str) -> None:

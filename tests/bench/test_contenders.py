@@ -9,7 +9,7 @@ import pytest
 
 import nnfast as nf
 from nnfast.bench.contenders import DEVICES, ENTRIES, PEERS
-from nnfast.bench.measure import LOSS_TOLERANCE
+from nnfast.bench.measure import LOSS_TOLERANCE, ROUNDED_TOLERANCE
 from nnfast.bench.process import Remote
 from nnfast.bench.workloads import WORKLOADS, find
 
@@ -68,9 +68,24 @@ def test_losses(contender, reference, able, name):
     work = able(name).without_chance()
     expected = np.array(reference.call("losses", work, 10))
     found = np.array(contender.call("losses", work, 10))
-    bound = 1e-10 if work.dtype == "float64" else 2e-6
+    bound = 1e-10 if work.dtype == "float64" else 1e-5 if ENTRIES[contender.name].gpu else 2e-6
+    bound = ROUNDED_TOLERANCE.get(work.precision, bound)
     np.testing.assert_allclose(found, expected, rtol=bound)
     assert abs(expected[-1] / expected[0] - 1) > 1e-3, "a contender that does not train must not pass"
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_peers_in_bfloat16_round_and_train(reference, name):
+    """As they do it on a GPU, which only these workloads are for."""
+    work = small("mnist-bf16").without_chance()
+    exact = np.array(reference.call("losses", replace(work, precision=""), 10))
+    remote = _start(name)
+    try:
+        found = np.array(remote.call("losses", work, 10))
+    finally:
+        remote.close()
+    assert np.abs(found / exact - 1).max() > 1e-5
+    np.testing.assert_allclose(found, exact, rtol=ROUNDED_TOLERANCE["bf16"] / 4)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +174,9 @@ def test_entries():
         ("onnxruntime", "mnist-predict-1", None),
         ("nnfast-numba", "mnist-dropout", None),
         ("nnfast-numba", "mnist-tf32", "nnfast-numba does not compute in tf32"),
+        ("nnfast-numba", "mnist-bf16", "nnfast-numba does not compute in bf16"),
         ("nnfast-cuda", "mnist-tf32", None),
+        ("torch-cuda-graph", "mnist-bf16", None),
         ("jax-cuda", "narrow-1048576-tf32", None),
     ],
 )

@@ -27,7 +27,7 @@ def bk(monkeypatch: pytest.MonkeyPatch) -> EmulatedBackend:
     return backend
 
 
-@pytest.mark.parametrize("name", ["mnist-last-smaller", "mnist-tf32", "mnist-predict-65536"])
+@pytest.mark.parametrize("name", ["mnist-last-smaller", "mnist-tf32", "mnist-bf16", "mnist-predict-65536"])
 def test_the_floor_does_these_products(bk: EmulatedBackend, name: str) -> None:
     work = small(name)
     floor = CudaFloorSession(work, 1)
@@ -59,7 +59,7 @@ def test_the_floor_does_these_products(bk: EmulatedBackend, name: str) -> None:
 def test_rates(bk: EmulatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaFloorSession, "peak_size", 8)
     monkeypatch.setattr(CudaFloorSession, "copy_bytes", 1 << 12)
-    monkeypatch.setattr(CudaFloorSession, "_seconds", lambda self, work: work() or 2.0)
+    monkeypatch.setattr(floor_cuda, "device_seconds", lambda backend, work: work() or 2.0)
     floor = CudaFloorSession(small("mnist-tf32"), 1)
     assert floor.peak() == 2 * 8**3 / 2.0
     assert floor.bandwidth() == 2 * (1 << 12) / 2.0

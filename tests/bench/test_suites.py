@@ -34,7 +34,8 @@ def test_every_workload_is_there():
 
     done = _pytest("--collect-only")
     assert done.returncode == 0, done.stdout
-    on_gpu = {w.name for w in (*PRESETS["gpu"], *PRESETS["gpu-tf32"])} - {w.name for w in PRESETS["all"]}
+    on_gpu = {w.name for name in ("gpu", "gpu-tf32", "gpu-bf16") for w in PRESETS[name]}
+    on_gpu -= {w.name for w in PRESETS["all"]}
     for name, workload in WORKLOADS.items():
         if name in on_gpu:
             continue

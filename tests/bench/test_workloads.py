@@ -54,7 +54,7 @@ def test_off_table():
 
 def test_names_and_memory():
     assert all(name == w.name for name, w in WORKLOADS.items())
-    on_gpu = {*PRESETS["gpu"], *PRESETS["gpu-tf32"]} - {*PRESETS["all"]}
+    on_gpu = {*PRESETS["gpu"], *PRESETS["gpu-tf32"], *PRESETS["gpu-bf16"]} - {*PRESETS["all"]}
     for w in {*WORKLOADS.values()} - on_gpu:
         assert w.rows * w.sizes[0] * np.dtype(w.dtype).itemsize < 2**28, f"the data of {w.name} are large"
 
@@ -68,10 +68,12 @@ def test_those_for_a_gpu():
         ((784, 4096, 4096, 10), 65536),
         ((64, 64, 64, 64, 10), 1048576),
     }
-    for w, rounded in zip(PRESETS["gpu"], PRESETS["gpu-tf32"], strict=True):
-        assert rounded == replace(w, name=f"{w.name}-tf32", precision="tf32")
-        assert rounded.describe().endswith(", tf32")
-        assert w.describe().endswith(", float32")
+    for precision, itemsize in (("tf32", 4), ("bf16", 2)):
+        for w, rounded in zip(PRESETS["gpu"], PRESETS[f"gpu-{precision}"], strict=True):
+            assert rounded == replace(w, name=f"{w.name}-{precision}", precision=precision)
+            assert rounded.describe().endswith(f", {precision}")
+            assert w.describe().endswith(", float32")
+            assert (w.itemsize, rounded.itemsize) == (4, itemsize)
 
 
 def test_losses_are_compared_on_batches_that_numpy_can_do():

@@ -283,3 +283,11 @@ class TestRecipes:
     def test_options_win(self):
         recipe = Recipe().but(epochs=3, lr=None, patience=0)
         assert (recipe.epochs, recipe.lr, recipe.patience) == (3, 1e-3, 0)
+
+
+def test_every_precision_can_be_chosen():
+    from nnfast.cli.train import command
+    from nnfast.precision import PRECISIONS
+
+    [option] = [p for p in command.params if p.name == "precision"]
+    assert set(option.type.choices) == set(PRECISIONS)

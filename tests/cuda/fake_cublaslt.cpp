@@ -1,5 +1,7 @@
 // The functions of cuBLASLt that are called, on host memory. They check what they are given as the library does, compute
-// in double precision, and do what a test asks for: refuse an epilogue, fail with an algorithm, count what is alive.
+// in double precision (factors of 16 bits in float), and do what a test asks for: refuse an epilogue, fail with an
+// algorithm, count what is alive.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -9,10 +11,14 @@ namespace {
 constexpr int kSuccess = 0, kInvalidValue = 7, kNotSupported = 15;
 constexpr int kDefault = 1, kBias = 4, kReluBias = 6, kGeluBias = 36;
 constexpr int kReluAuxBias = 134, kGeluAuxBias = 164, kReluSlope = 152, kGeluSlope = 208;
-constexpr int kFloat = 0, kDouble = 1, kFast = 77;
+constexpr int kFloat = 0, kDouble = 1, kHalf = 2, kBfloat = 14;
+constexpr int kPlainCompute = 68, kDoubleCompute = 70, kFast = 77;
 constexpr uint64_t kFirst = 100;  // number of the first algorithm
-constexpr int kAlgorithms = 3;
-constexpr uint64_t kWorkspace[kAlgorithms] = {0, 1 << 20, 1 << 30};
+constexpr int kAlgorithms = 4;
+constexpr uint64_t kWorkspace[kAlgorithms] = {0, 1 << 20, 1 << 30, 0};
+// The last algorithm adds up parts of a sum in the type of the result. It is there for 16 bits only.
+constexpr int kRoundsParts = 3;
+constexpr uint32_t kInOutputType = 1 | 4;  // reduction schemes: in place, and in the type of the result
 
 int alive = 0;
 int refused_epilogue = 0;
@@ -34,6 +40,7 @@ struct Layout {
 };
 struct Preference {
     uint64_t workspace = 0;
+    uint32_t schemes = 7;
     uint32_t aligned[4] = {256, 256, 256, 256};
 };
 struct Algorithm {
@@ -64,20 +71,66 @@ int destroy(void* made) {
 
 bool fits(const Layout& x) { return x.leading >= int64_t(x.rows) && x.rows && x.columns; }
 
+bool narrow(int type) { return type == kHalf || type == kBfloat; }
+
+// Numbers of 16 bits: exact to float, and from it to the nearest, of two as near to the even one
+struct Half {
+    uint16_t bits;
+    Half() = default;
+    explicit Half(float x) : bits(std::signbit(x) ? 0x8000 : 0) {
+        const float size = std::fabs(x);
+        if (std::isnan(x)) {
+            bits |= 0x7e00;
+        } else if (size >= 65520) {  // nearer to what would come after the largest
+            bits |= 0x7c00;
+        } else {
+            int exponent;
+            std::frexp(std::max(size, 0x1p-14f), &exponent);  // below that the last place stays where it is
+            const int place = exponent - 11;
+            bits |= ((place + 24) << 10) + int(std::nearbyint(std::ldexp(size, -place)));  // may carry
+        }
+    }
+    operator float() const {
+        const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+        float size = std::ldexp(float(mantissa + (exponent ? 1024 : 0)), std::max(exponent, 1) - 25);
+        if (exponent == 31) size = mantissa ? NAN : INFINITY;
+        return bits >> 15 ? -size : size;
+    }
+};
+struct Bfloat {
+    uint16_t bits;
+    Bfloat() = default;
+    explicit Bfloat(float x) {
+        uint32_t all;
+        std::memcpy(&all, &x, 4);
+        bits = std::isnan(x) ? all >> 16 | 0x40 : (all + 0x7fff + (all >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        const uint32_t all = uint32_t(bits) << 16;
+        float x;
+        std::memcpy(&x, &all, 4);
+        return x;
+    }
+};
+
 // Rows and columns of the product and the length of its sum; whether the operands go together.
 bool sizes(const Operation& op, const Layout& a, const Layout& b, const Layout& d, uint64_t& m, uint64_t& n, uint64_t& k) {
     m = op.transa ? a.columns : a.rows;
     k = op.transa ? a.rows : a.columns;
     n = op.transb ? b.rows : b.columns;
     const uint64_t other = op.transb ? b.columns : b.rows;
-    return fits(a) && fits(b) && fits(d) && k == other && d.rows == m && d.columns == n && a.type == b.type && a.type == d.type;
+    return fits(a) && fits(b) && fits(d) && k == other && d.rows == m && d.columns == n;
 }
 
-bool known(const Operation& op, int type) {
+bool known(const Operation& op, const Layout& a, const Layout& b, const Layout& d) {
+    const int type = a.type;
     const bool plain = op.epilogue == kDefault || op.epilogue == kBias || op.epilogue == kReluBias || op.epilogue == kGeluBias;
     const bool epilogue = plain || (op.auxiliary() && op.aux && op.aux_leading % (op.masks() ? 128 : 8) == 0 && op.aux_leading > 0);
-    const bool computes = type == kDouble ? op.compute == 70 && op.scale == kDouble : op.compute != 70 && op.scale == kFloat;
-    return epilogue && computes && (type == kFloat || type == kDouble) && op.epilogue != refused_epilogue;
+    const bool wide = type == kFloat || type == kDouble;
+    const bool types = type == b.type && (wide ? d.type == type : narrow(type) && (d.type == type || d.type == kFloat));
+    const bool computes = op.compute == (type == kDouble ? kDoubleCompute : kPlainCompute) || (op.compute == kFast && type == kFloat);
+    const bool scales = op.scale == (type == kDouble ? kDouble : kFloat);
+    return epilogue && types && computes && scales && op.epilogue != refused_epilogue;
 }
 
 // Ten bits of mantissa, rounded to nearest
@@ -99,8 +152,8 @@ double gelu_slope(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
 }
 
-// What becomes of a number of the product at (i, j), and what is left beside it
-template <class T>
+// What becomes of a number of the product at (i, j), and what is left beside it, in the type of the result
+template <class D>
 double after(const Operation& op, double x, uint64_t i, uint64_t j) {
     const int64_t at = i + j * op.aux_leading;
     auto* const bits = static_cast<uint8_t*>(op.aux);
@@ -110,33 +163,46 @@ double after(const Operation& op, double x, uint64_t i, uint64_t j) {
             else bits[at / 8] &= ~(1 << at % 8);
             [[fallthrough]];
         case kReluBias: return x < 0 ? 0 : x;
-        case kGeluAuxBias: static_cast<T*>(op.aux)[at] = T(x); [[fallthrough]];
+        case kGeluAuxBias: static_cast<D*>(op.aux)[at] = D(x); [[fallthrough]];
         case kGeluBias: return 0.5 * x * (1 + inner(x));
         case kReluSlope: return bits[at / 8] >> at % 8 & 1 ? x : 0;
-        case kGeluSlope: return x * gelu_slope(static_cast<const T*>(op.aux)[at]);
+        case kGeluSlope: return x * gelu_slope(static_cast<const D*>(op.aux)[at]);
         default: return x;
     }
 }
 
-template <class T>
-void multiply(const Operation& op, double alpha, const T* a, const Layout& la, const T* b, const Layout& lb, double beta,
-              const T* c, const Layout& lc, T* d, const Layout& ld, uint64_t m, uint64_t n, uint64_t k) {
-    const auto round = [&](T x) { return op.compute == kFast ? tf32(x) : double(x); };
-    for (uint64_t j = 0; j < n; ++j)
-        for (uint64_t i = 0; i < m; ++i) {
-            double sum = 0;
-            for (uint64_t p = 0; p < k; ++p)
-                sum += round(op.transa ? a[p + i * la.leading] : a[i + p * la.leading]) *
-                       round(op.transb ? b[j + p * lb.leading] : b[p + j * lb.leading]);
-            double value = alpha * sum;
-            if (beta != 0) value += beta * c[i + j * lc.leading];
-            if (op.epilogue != kDefault && !op.slopes()) value += static_cast<const T*>(op.bias)[i];
-            d[i + j * ld.leading] = T(after<T>(op, value, i, j));
+struct Call {
+    const Operation& op;
+    const Layout &la, &lb, &lc, &ld;
+    const void *alpha, *a, *b, *beta, *c;
+    void* d;
+    uint64_t m, n, k;
+};
+
+// Factors of type T, a result of type D, alpha and beta of type S; sums are of type Sum
+template <class T, class D, class S, class Sum>
+void multiply(const Call& call) {
+    const Operation& op = call.op;
+    const auto *a = static_cast<const T*>(call.a), *b = static_cast<const T*>(call.b);
+    const auto* c = static_cast<const D*>(call.c);
+    auto *d = static_cast<D*>(call.d), *bias = static_cast<D*>(op.bias);
+    const Sum alpha = *static_cast<const S*>(call.alpha), beta = *static_cast<const S*>(call.beta);
+    const auto round = [&](T x) { return op.compute == kFast ? Sum(tf32(x)) : Sum(x); };
+    for (uint64_t j = 0; j < call.n; ++j)
+        for (uint64_t i = 0; i < call.m; ++i) {
+            Sum sum = 0;
+            for (uint64_t p = 0; p < call.k; ++p)
+                sum += round(op.transa ? a[p + i * call.la.leading] : a[i + p * call.la.leading]) *
+                       round(op.transb ? b[j + p * call.lb.leading] : b[p + j * call.lb.leading]);
+            Sum value = alpha * sum;
+            if (beta != 0) value += beta * Sum(c[i + j * call.lc.leading]);
+            if (op.epilogue != kDefault && !op.slopes()) value += Sum(bias[i]);
+            d[i + j * call.ld.leading] = D(Sum(after<D>(op, value, i, j)));
         }
-    for (uint64_t i = 0; op.slopes() && i < m; ++i) {
-        double sum = 0;
-        for (uint64_t j = 0; j < n; ++j) sum += d[i + j * ld.leading];
-        static_cast<T*>(op.bias)[i] = T(sum);
+    for (uint64_t i = 0; op.slopes() && i < call.m; ++i) {
+        Sum sum = 0;
+        for (uint64_t j = 0; j < call.n; ++j) sum += Sum(d[i + j * call.ld.leading]);
+        bias[i] = D(sum);
     }
 }
 }  // namespace
@@ -181,6 +247,8 @@ int cublasLtMatmulPreferenceSetAttribute(void* made, int attribute, const void* 
     auto& preference = *static_cast<Preference*>(made);
     if (attribute == 1 && bytes == 8) {
         std::memcpy(&preference.workspace, value, 8);
+    } else if (attribute == 3 && bytes == 4) {
+        std::memcpy(&preference.schemes, value, 4);
     } else if (attribute >= 5 && attribute <= 8 && bytes == 4) {
         std::memcpy(&preference.aligned[attribute - 5], value, 4);
     } else {
@@ -193,22 +261,26 @@ int cublasLtMatmulAlgoGetHeuristic(void*, void* op, void* a, void* b, void* c, v
                                    Result* results, int* found) {
     uint64_t m, n, k;
     const auto& operation = *static_cast<Operation*>(op);
-    const auto& layout = *static_cast<Layout*>(a);
+    const auto &A = *static_cast<Layout*>(a), &B = *static_cast<Layout*>(b), &D = *static_cast<Layout*>(d);
+    const auto& wanted = *static_cast<Preference*>(preference);
     *found = 0;
-    if (c != d || !sizes(operation, layout, *static_cast<Layout*>(b), *static_cast<Layout*>(d), m, n, k)) return kInvalidValue;
-    if (!known(operation, layout.type)) return kNotSupported;
+    if (c != d || !sizes(operation, A, B, D, m, n, k)) return kInvalidValue;
+    if (!known(operation, A, B, D)) return kNotSupported;
     for (int i = 0; i < kAlgorithms && *found < most; ++i) {
-        if (kWorkspace[i] > static_cast<Preference*>(preference)->workspace) continue;
+        if (kWorkspace[i] > wanted.workspace) continue;
+        if (i == kRoundsParts && (!narrow(D.type) || (wanted.schemes & kInOutputType) == 0)) continue;
         results[*found] = Result{{{kFirst + i}}, size_t(kWorkspace[i]), kSuccess, 1.0f, {}};
         ++*found;
     }
     return *found ? kSuccess : kNotSupported;
 }
 
-int cublasLtMatmulAlgoCheck(void*, void* op, void* a, void*, void*, void*, const Algorithm* algorithm, Result* result) {
+int cublasLtMatmulAlgoCheck(void*, void* op, void* a, void* b, void*, void* d, const Algorithm* algorithm,
+                            Result* result) {
     const uint64_t number = algorithm->data[0] - kFirst;
     if (number >= kAlgorithms) return kInvalidValue;
-    if (!known(*static_cast<Operation*>(op), static_cast<Layout*>(a)->type)) return kNotSupported;
+    if (!known(*static_cast<Operation*>(op), *static_cast<Layout*>(a), *static_cast<Layout*>(b), *static_cast<Layout*>(d)))
+        return kNotSupported;
     *result = Result{*algorithm, size_t(kWorkspace[number]), kSuccess, 1.0f, {}};
     return kSuccess;
 }
@@ -222,19 +294,17 @@ int cublasLtMatmul(void*, void* op, const void* alpha, const void* a, void* la, 
     uint64_t m, n, k;
     const uint64_t number = algorithm->data[0] - kFirst;
     if (!sizes(operation, A, B, D, m, n, k) || number >= kAlgorithms || !a || !b || !d) return kInvalidValue;
-    if (!known(operation, A.type) || algorithm->data[0] == failing_algorithm) return kNotSupported;
+    if (!known(operation, A, B, D) || algorithm->data[0] == failing_algorithm) return kNotSupported;
     if (bytes < kWorkspace[number] || (bytes && !workspace)) return kInvalidValue;
     if (operation.epilogue != kDefault && !operation.bias) return kInvalidValue;
     if (operation.auxiliary() && operation.aux_leading < int64_t(m)) return kInvalidValue;
     if (kWorkspace[number]) std::memset(workspace, 0x5a, kWorkspace[number]);
-    if (A.type == kFloat)
-        multiply<float>(operation, *static_cast<const float*>(alpha), static_cast<const float*>(a), A,
-                        static_cast<const float*>(b), B, *static_cast<const float*>(beta), static_cast<const float*>(c), C,
-                        static_cast<float*>(d), D, m, n, k);
-    else
-        multiply<double>(operation, *static_cast<const double*>(alpha), static_cast<const double*>(a), A,
-                         static_cast<const double*>(b), B, *static_cast<const double*>(beta), static_cast<const double*>(c),
-                         C, static_cast<double*>(d), D, m, n, k);
+    const Call call{operation, A, B, C, D, alpha, a, b, beta, c, d, m, n, k};
+    const bool widened = D.type == kFloat;
+    if (A.type == kFloat) multiply<float, float, float, double>(call);
+    else if (A.type == kDouble) multiply<double, double, double, double>(call);
+    else if (A.type == kHalf) (widened ? multiply<Half, float, float, float> : multiply<Half, Half, float, float>)(call);
+    else (widened ? multiply<Bfloat, float, float, float> : multiply<Bfloat, Bfloat, float, float>)(call);
     return kSuccess;
 }
 }

@@ -10,10 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nnfast.kernels.cuda.cublaslt import GELU_BIAS, RELU_BIAS, Plan
 from nnfast.kernels.cuda.cublaslt_library import CublasLtError, Library
 from tests.cuda.host_shim import compiler, private_folder
 
 _SOURCE = Path(__file__).with_name("fake_cublaslt.cpp")
+
+#: Bytes that an algorithm may work in: enough for two of the library's
+WORKSPACE = 2 << 20
 
 
 @cache
@@ -46,6 +52,24 @@ def library_path() -> str:
                 raise RuntimeError(f"g++ on {_SOURCE.name}: {done.stderr[:4000]}")
             made.replace(path)
     return str(path)
+
+
+def run(
+    plan: Plan, a: np.ndarray, b: np.ndarray, c: np.ndarray, bias: np.ndarray | None = None, aux: Any = None
+) -> None:
+    """Compute on host memory."""
+    workspace = np.empty(WORKSPACE, np.uint8)
+    held, beside = (0 if x is None else x.ctypes.data for x in (bias, aux))
+    plan.run(*(x.ctypes.data for x in (a, b, c)), held, workspace.ctypes.data, 0, beside)
+
+
+def after(epilogue: int, x: np.ndarray) -> np.ndarray:
+    """What the activation of an epilogue makes of `x`."""
+    if epilogue == RELU_BIAS:
+        return np.maximum(x, 0)
+    if epilogue == GELU_BIAS:
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x
 
 
 class FakeLibrary(Library):

@@ -19,7 +19,7 @@ import numpy as np
 from nnfast.kernels.cuda import FILES, OPTIONS, source
 from tests.cuda.fake_memory import FakeOutOfMemoryError, FakePool, Memory
 from tests.cuda.fake_streams import FakeError, FakeEvent, Streams
-from tests.cuda.host_shim import HostShim
+from tests.cuda.host_shim import HostShim, points_to
 
 
 @dataclass
@@ -46,6 +46,25 @@ def tf32(x: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
     bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~np.uint64(0x1FFF)
     return bits.astype(np.uint32).view(np.float32)
+
+
+def _cuda_type(number: int) -> np.dtype[Any]:
+    """The dtype of a ``cudaDataType_t``."""
+    if number == 14:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype({0: np.float32, 2: np.float16}[number])
+
+
+def _stored(address: int, dtype: Any, rows: int, columns: int, leading: int) -> np.ndarray:
+    """The column-major (rows, columns) matrix at an address."""
+    if leading < max(1, rows) or not address:
+        raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
+    dtype = np.dtype(dtype)
+    cells = (ctypes.c_uint8 * ((leading * (columns - 1) + rows) * dtype.itemsize)).from_address(address)
+    steps = (dtype.itemsize, leading * dtype.itemsize)
+    return np.lib.stride_tricks.as_strided(np.frombuffer(cells, dtype), (rows, columns), steps)
 
 
 def _unwrap(value: Any) -> Any:
@@ -241,7 +260,7 @@ class FakeKernel:
                 )
             return arg
         if isinstance(arg, FakeArray):
-            if code[1] != "v" and np.dtype(code[1]) != arg.dtype and not (code[1] == "q" and arg.dtype == np.int64):
+            if not points_to(code, arg.dtype):
                 raise TypeError(f"{self.name}: argument {i} is {arg.dtype}, the parameter points to {code[1]!r}")
             if arg.device.id != self.cupy.current_device:
                 raise RuntimeError(f"{self.name}: argument {i} is on another device than the current one")
@@ -347,6 +366,7 @@ class FakeCupy:
             cublas=SimpleNamespace(
                 sgemm=self._gemm(np.float32),
                 dgemm=self._gemm(np.float64),
+                gemmEx=self._gemm_ex,
                 getMathMode=lambda handle: self.math_mode,
                 setMathMode=lambda handle, mode: setattr(self, "math_mode", mode),
             ),
@@ -406,7 +426,7 @@ class FakeCupy:
             host = np.frombuffer(cells, dtype).reshape(described["shape"])
             return FakeArray(self, host, Memory(0), self.current_device)
         x = np.asarray(x, dtype)
-        if x.dtype.kind in "OSUV" or not x.dtype.isnative:
+        if (x.dtype.kind in "OSUV" and x.dtype.char != "E") or not x.dtype.isnative:  # E: bfloat16
             raise ValueError(f"Unsupported dtype {x.dtype}")
         self.counts.uploads += 1
         return self._new(x)
@@ -439,28 +459,41 @@ class FakeCupy:
     def _gemm(self, dtype: Any) -> Any:
         ctype = ctypes.c_float if dtype is np.float32 else ctypes.c_double
 
-        def stored(address: int, rows: int, columns: int, leading: int) -> np.ndarray:
-            """The column-major (rows, columns) matrix at an address."""
-            if leading < max(1, rows) or not address:
-                raise ValueError("CUBLAS_STATUS_INVALID_VALUE")
-            cells = (ctype * (leading * (columns - 1) + rows)).from_address(address)
-            flat = np.frombuffer(cells, dtype)
-            steps = (flat.itemsize, leading * flat.itemsize)
-            return np.lib.stride_tricks.as_strided(flat, (rows, columns), steps)
-
         def gemm(
             handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int, a: int, lda: int, b: int,
             ldb: int, beta: int, c: int, ldc: int,
         ) -> None:  # fmt: skip
             self.counts.launches += 1
             self.counts.kernels.append("gemm")
-            A = stored(a, k, m, lda).T if trans_a else stored(a, m, k, lda)
-            B = stored(b, n, k, ldb).T if trans_b else stored(b, k, n, ldb)
+            A = _stored(a, dtype, k, m, lda).T if trans_a else _stored(a, dtype, m, k, lda)
+            B = _stored(b, dtype, n, k, ldb).T if trans_b else _stored(b, dtype, k, n, ldb)
             if dtype is np.float32 and self.math_mode == 3:  # CUBLAS_TF32_TENSOR_OP_MATH
                 A, B = tf32(A), tf32(B)
-            C = stored(c, m, n, ldc)
+            C = _stored(c, dtype, m, n, ldc)
             scale_a, scale_c = (ctype.from_address(at).value for at in (alpha, beta))
             product = dtype(scale_a) * (A @ B)
             C[...] = product if scale_c == 0 else product + dtype(scale_c) * C
 
         return gemm
+
+    def _gemm_ex(
+        self, handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int, a: int, type_a: int,
+        lda: int, b: int, type_b: int, ldb: int, beta: int, c: int, type_c: int, ldc: int, compute: int, algo: int,
+    ) -> None:  # fmt: skip
+        """``gemmEx`` on factors of 16 bits."""
+        # CUDA_R_32F is 0, CUBLAS_COMPUTE_32F 68, CUBLAS_GEMM_DEFAULT -1
+        if type_a not in (2, 14) or type_b != type_a or type_c not in (type_a, 0) or (compute, algo) != (68, -1):
+            raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED")
+        self.counts.launches += 1
+        self.counts.kernels.append("gemmEx")
+        kind, result = _cuda_type(type_a), _cuda_type(type_c)
+        A = _stored(a, kind, k, m, lda).T if trans_a else _stored(a, kind, m, k, lda)
+        B = _stored(b, kind, n, k, ldb).T if trans_b else _stored(b, kind, k, n, ldb)
+        C = _stored(c, result, m, n, ldc)
+        scale_a, scale_c = (np.float32(ctypes.c_float.from_address(at).value) for at in (alpha, beta))
+        A, B = A.astype(np.float32), B.astype(np.float32)
+        product = A @ B
+        if not self.math_mode & 16:  # without CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: sums rounded midway
+            product = A[:, k // 2 :] @ B[k // 2 :] + (A[:, : k // 2] @ B[: k // 2]).astype(result).astype(np.float32)
+        product = scale_a * product
+        C[...] = (product if scale_c == 0 else product + scale_c * C.astype(np.float32)).astype(result)

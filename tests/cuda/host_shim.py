@@ -91,6 +91,12 @@ def _version() -> str:
     return subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True, check=True).stdout
 
 
+def points_to(code: str, dtype: np.dtype[Any]) -> bool:
+    """Whether a parameter's code is that of a pointer to this dtype."""
+    # NumPy has two characters for int64, and no name for that of bfloat16
+    return code[1] in ("v", dtype.char) or (code[1] == "q" and dtype == np.int64)
+
+
 class ShimError(RuntimeError):
     """A kernel did something that a GPU would not forgive."""
 
@@ -128,7 +134,7 @@ class Kernel:
             elif argument is None:
                 values.append(0)
             else:
-                if code[1] != "v" and np.dtype(code[1]) != argument.dtype:
+                if not points_to(code, argument.dtype):
                     raise TypeError(f"{self.name}: {argument.dtype} array for a parameter {code!r}")
                 values.append(argument.ctypes.data)
         self.launch(grid, block, values)

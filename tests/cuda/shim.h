@@ -23,6 +23,8 @@ using std::erf, std::exp, std::expm1, std::fabs, std::isfinite, std::log, std::l
 struct Dim3 {
     unsigned x, y, z;
 };
+struct f16;  // of half.cuh
+struct bf16;
 inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
@@ -180,12 +182,15 @@ inline void full(unsigned mask) {
     if (mask != 0xffffffffu) abandon("a shuffle or vote without the full warp");
 }
 
-// A kernel's parameters as text: const pointers "kf", pointers "pf", scalars "f", elements named as in NumPy
+// A kernel's parameters as text: const pointers "kf", pointers "pf", scalars "f", elements named as in NumPy,
+// bfloat16 "E" as in ml_dtypes
 template <typename T>
 const char* letter() {
     if constexpr (std::is_void_v<T>) return "v";
     else if constexpr (std::is_same_v<T, float>) return "f";
     else if constexpr (std::is_same_v<T, double>) return "d";
+    else if constexpr (std::is_same_v<T, f16>) return "e";
+    else if constexpr (std::is_same_v<T, bf16>) return "E";
     else if constexpr (std::is_same_v<T, long long>) return "q";
     else if constexpr (std::is_same_v<T, unsigned>) return "I";
     else return "?";
@@ -252,6 +257,17 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 
 inline int __ffs(int v) { return __builtin_ffs(v); }
+
+inline unsigned __float_as_uint(float v) {
+    unsigned bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
 
 inline unsigned atomicInc(unsigned* at, unsigned most) {
     unsigned old = *at;

@@ -25,21 +25,31 @@ def bk() -> Iterator[EmulatedBackend]:
 
 
 class Net:
-    """Forward and backward of three layers, as a plan calls them."""
+    """Forward and backward of three layers, as a plan calls them.
+
+    `full` is the dtype of gradients of weights, by default `dtype`. With `half` numbers are first rounded to that.
+    """
 
     def __init__(
-        self, bk: Any, acts: tuple[str, str], widths: tuple[int, ...] = (5, 16, 24, 3), dtype: str = "float64"
+        self,
+        bk: Any,
+        acts: tuple[str, str],
+        widths: tuple[int, ...] = (5, 16, 24, 3),
+        dtype: Any = "float64",
+        full: Any = None,
+        half: Any = None,
     ):
         rng = np.random.default_rng(0)
         self.bk, self.acts, rows = bk, acts, 11
 
-        def array(*shape: int) -> Any:
-            return bk.asarray(rng.standard_normal(shape).astype(dtype))
+        def array(*shape: int, dtype: Any = dtype) -> Any:
+            return bk.asarray(rng.standard_normal(shape).astype(half or dtype).astype(dtype))
 
         self.x = array(rows, widths[0])
         pairs = list(pairwise(widths))
         self.W, self.b = [array(*p) for p in pairs], [array(p[1]) for p in pairs]
-        self.dW, self.db = [array(*p) for p in pairs], [array(p[1]) for p in pairs]
+        full = full or dtype
+        self.dW, self.db = [array(*p, dtype=full) for p in pairs], [array(p[1], dtype=full) for p in pairs]
         self.y, self.dy = [array(rows, n) for n in widths[1:]], [array(rows, n) for n in widths[1:]]
         self.start = bk.to_numpy(self.dy[-1]).copy()
         self.z = [array(rows, n) if "gelu" in act else None for n, act in zip(widths[1:], acts, strict=False)]
@@ -99,6 +109,29 @@ def test_one_product_does_three_things(bk: EmulatedBackend, acts: tuple[str, str
     # forward 3, each layer's weights 3, both gradients of inputs; the last layer's bias gradient, and tanh, by kernels
     assert kernels["cublasLtMatmul"] == 8
     assert kernels["act_grad_bias"] == 1 + acts.count("tanh")
+    assert (bk.counts.allocations, bk.counts.syncs, bk.counts.uploads) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [("float16", 5e-3), ("bfloat16", 4e-2)])
+@pytest.mark.parametrize("acts", [("relu", "gelu_tanh"), ("gelu_tanh", "relu")])
+def test_of_16_bits(bk: EmulatedBackend, half: Any, tolerance: float, acts: tuple[str, str]) -> None:
+    """Bias gradients come out of the product in 16 bits, and go to arrays of float32."""
+    half = np.dtype(getattr(pytest.importorskip("ml_dtypes"), half) if half == "bfloat16" else half)
+    expected = Net(NumpyBackend(), acts, half=half).run()
+    net = Net(bk, acts, dtype=half, full=np.float32)
+    for times in (1, 40):
+        found = net.run(times)
+        for name, value in expected.items():
+            assert found[name].dtype == (half if name.startswith("dy") else np.float32)
+            scale = tolerance * np.abs(value).max()
+            np.testing.assert_allclose(found[name].astype(float), value, rtol=0, atol=scale, err_msg=name)
+    assert isinstance(net.replay, GraphReplay)
+    assert epilogues(bk)[DRELU_BGRAD] > 0
+    assert epilogues(bk)[DGELU_BGRAD] > 0
+    bk.counts.reset()
+    net.replay.run()
+    kernels = Counter(name.partition("<")[0] for name in bk.counts.kernels)
+    assert kernels == {"cublasLtMatmul": 8, "act_grad_bias": 1, "cast": 2}
     assert (bk.counts.allocations, bk.counts.syncs, bk.counts.uploads) == (0, 0, 0)
 
 

@@ -15,10 +15,8 @@ from nnfast.kernels.cuda import cublaslt, cublaslt_library
 from nnfast.kernels.cuda.algorithms import Algorithms
 from nnfast.kernels.cuda.cublaslt import BIAS, DEFAULT, GELU_BIAS, RELU_BIAS, Plan, Problem, alignment
 from nnfast.kernels.cuda.cublaslt_library import Algorithm, CublasLtError, Library
-from tests.cuda.fake_cublaslt import library_path
+from tests.cuda.fake_cublaslt import WORKSPACE, after, library_path, run
 from tests.cuda.host_shim import unavailable
-
-WORKSPACE = 2 << 20
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +34,6 @@ def fake(library: Library) -> Iterator[ctypes.CDLL]:
     yield switches
     switches.fake_refuse(0)
     switches.fake_fail(0)
-
-
-def run(plan: Plan, a: np.ndarray, b: np.ndarray, c: np.ndarray, bias: np.ndarray | None = None) -> None:
-    workspace = np.empty(WORKSPACE, np.uint8)
-    addresses = [x.ctypes.data for x in (a, b, c)]
-    plan.run(*addresses, 0 if bias is None else bias.ctypes.data, workspace.ctypes.data, 0)
-
-
-def after(epilogue: int, x: np.ndarray) -> np.ndarray:
-    if epilogue == RELU_BIAS:
-        return np.maximum(x, 0)
-    if epilogue == GELU_BIAS:
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return x
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -149,7 +133,7 @@ def test_an_algorithm_from_elsewhere_is_checked(library: Library) -> None:
 
 def test_what_the_library_cannot_do_is_an_error_with_a_status(library: Library, fake: ctypes.CDLL) -> None:
     with pytest.raises(CublasLtError, match="cublasLtMatmulAlgoGetHeuristic: not supported") as caught:
-        Plan(library, Problem(4, 4, 4, "float16", "float32"), WORKSPACE)
+        Plan(library, Problem(4, 4, 4, "float32", "float64"), WORKSPACE)
     assert caught.value.status == 15
     fake.fake_refuse(RELU_BIAS)
     with pytest.raises(CublasLtError, match="not supported"):
@@ -167,7 +151,7 @@ def test_nothing_is_left_of_a_plan(library: Library, fake: ctypes.CDLL) -> None:
     gc.collect()
     assert fake.fake_alive() == before
     with pytest.raises(CublasLtError):
-        Plan(library, Problem(4, 4, 4, "bfloat16", "float32"), WORKSPACE)
+        Plan(library, Problem(4, 4, 4, "bfloat16", "tf32"), WORKSPACE)
     gc.collect()
     assert fake.fake_alive() == before
 
@@ -202,6 +186,24 @@ def test_no_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pathfinder, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=f"/lib/{name}.so.13")
     )
     assert cublaslt_library.find() == "/lib/cublasLt.so.13"
+
+
+def test_names_of_choices_on_disk() -> None:
+    """Those of float32 and float64 are what they have always been: choices of former versions hold."""
+    known = {
+        Problem(2, 3, 4, "float32", "tf32", True, False, BIAS, False, (16, 256, 4)): (
+            "2-3-4-float32-tf32-True-False-4-False-(16, 256, 4)-0"
+        ),
+        Problem(2, 3, 8, "float64", "float64", epilogue=cublaslt.GELU_AUX_BIAS, accumulate=True, aux=8): (
+            "2-3-8-float64-float64-False-False-164-True-(16, 16, 16)-8"
+        ),
+        Problem(2, 3, 4, "float16", "float32"): ("2-3-4-float16-float32-False-False-1-False-(16, 16, 16)-0-float16"),
+        Problem(2, 3, 4, "bfloat16", "float32", out="float32"): (
+            "2-3-4-bfloat16-float32-False-False-1-False-(16, 16, 16)-0-float32"
+        ),
+    }
+    assert [problem.key for problem in known] == list(known.values())
+    assert Problem(2, 3, 4, "float16", "float32", out="float16") == Problem(2, 3, 4, "float16", "float32")
 
 
 # ---- memory of the choices -----------------------------------------------------------------------------
@@ -269,9 +271,7 @@ def test_what_the_forward_pass_leaves_is_what_the_backward_pass_needs(
         expected = after(GELU_BIAS, z)
         slope = (after(GELU_BIAS, z + step) - after(GELU_BIAS, z - step)) / (2 * step)
     out = np.zeros((m, n), dtype)
-    workspace = np.empty(WORKSPACE, np.uint8)
-    plan = Plan(library, Problem(m, n, k, dtype, dtype, epilogue=forward, aux=leading), WORKSPACE)
-    plan.run(x.ctypes.data, W.ctypes.data, out.ctypes.data, bias.ctypes.data, workspace.ctypes.data, 0, aux.ctypes.data)
+    run(Plan(library, Problem(m, n, k, dtype, dtype, epilogue=forward, aux=leading), WORKSPACE), x, W, out, bias, aux)
     tolerance = 1e-5 if dtype == "float32" else 1e-8
     np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
     # dz of this layer from the one above, with weights V (n, p): (dy V^T) * slope, and its column sums
@@ -279,9 +279,7 @@ def test_what_the_forward_pass_leaves_is_what_the_backward_pass_needs(
     dy, V = rng.standard_normal((m, p)).astype(dtype), rng.standard_normal((n, p)).astype(dtype)
     dz, db = np.zeros((m, n), dtype), np.zeros(n, dtype)
     problem = Problem(m, n, p, dtype, dtype, trans_b=True, epilogue=backward, aux=leading)
-    Plan(library, problem, WORKSPACE).run(
-        dy.ctypes.data, V.ctypes.data, dz.ctypes.data, db.ctypes.data, workspace.ctypes.data, 0, aux.ctypes.data
-    )
+    run(Plan(library, problem, WORKSPACE), dy, V, dz, db, aux)
     wanted = (dy.astype("f8") @ V.T.astype("f8")) * slope
     np.testing.assert_allclose(dz, wanted, rtol=10 * tolerance, atol=10 * tolerance)
     np.testing.assert_allclose(db, wanted.sum(axis=0), rtol=10 * tolerance, atol=10 * tolerance)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
+from nnfast import activations
 from nnfast.backends.numpy_backend import NumpyBackend
+from nnfast.kernels import step_state as S
 from nnfast.kernels.cuda import FILES, expressions
 from nnfast.selftest.operations import Operations
 from tests.cuda.emulator import emulated_backend
@@ -16,8 +19,10 @@ from tests.cuda.host_shim import HostShim
 SHAPES = [(300, 37), (1, 1), (33, 64), (7, 3)]
 
 
-def run(dtype: str, shape: tuple[int, int], offset: int = 0, multiprocessors: int = 2) -> dict[str, np.ndarray]:
-    sweep = Operations(emulated_backend(multiprocessors=multiprocessors), dtype, *_usable(shape), offset)
+def run(
+    dtype: str, shape: tuple[int, int], offset: int = 0, multiprocessors: int = 2, full: str | None = None
+) -> dict[str, np.ndarray]:
+    sweep = Operations(emulated_backend(multiprocessors=multiprocessors), dtype, *_usable(shape), offset, full=full)
     sweep.run()
     return sweep.results()
 
@@ -29,6 +34,14 @@ def expected(shape: tuple[int, int], dtype: str) -> dict[str, np.ndarray]:
     return sweep.results()
 
 
+@cache
+def expected_of_half(shape: tuple[int, int], dtype: Any) -> dict[str, np.ndarray]:
+    """In float64, from the numbers as they are rounded to `dtype`."""
+    sweep = Operations(NumpyBackend(), dtype, *_usable(shape), full="float32", exact=True)
+    sweep.run()
+    return sweep.results()
+
+
 def _usable(shape: tuple[int, int]) -> tuple[int, int]:
     return max(shape[0], 6), shape[1]  # the batch of the sweep leaves out five rows
 
@@ -36,10 +49,11 @@ def _usable(shape: tuple[int, int]) -> tuple[int, int]:
 def compare(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert np.isfinite(got[name]).all(), name
+        found = got[name].astype(np.float64)
+        assert np.isfinite(found).all(), name
         # Sums of hundreds of terms, relative to the largest
         scale = max(1.0, float(np.abs(value).max()))
-        np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=tolerance * scale, err_msg=name)
+        np.testing.assert_allclose(found, value, rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 2e-5)])
@@ -49,18 +63,36 @@ def test_numbers(dtype: str, tolerance: float, shape: tuple[int, int], offset: i
     compare(run(dtype, shape, offset), expected(shape, dtype), tolerance)
 
 
+@pytest.mark.parametrize(("half", "tolerance"), [("float16", 2e-3), ("bfloat16", 1.6e-2)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_numbers_of_16_bits(half: str, tolerance: float, shape: tuple[int, int], offset: int) -> None:
+    """Near those of float64 from the same rounded numbers; results that are float32 carry what was rounded before."""
+    dtype = getattr(pytest.importorskip("ml_dtypes"), half) if half == "bfloat16" else half
+    # A slope jumps where the output that it is taken from was rounded across a kink
+    jumps = tuple(f" {name}" for name in activations.names() if activations.get(name).kinks)
+    gradients = ("act_grad", "linear d")
+
+    def smooth(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {k: v for k, v in results.items() if not (k.startswith(gradients) and k.endswith(jumps))}
+
+    found, wanted = run(dtype, shape, offset, full="float32"), expected_of_half(shape, dtype)
+    compare(smooth(found), smooth(wanted), tolerance)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 def test_numbers_at_other_launch_shapes(multiprocessors: int) -> None:
     compare(run("float64", SHAPES[0], 0, multiprocessors), expected(SHAPES[0], "float64"), 1e-11)
 
 
 @pytest.mark.parametrize("order", ["backward", "strided"])
-def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(shim: HostShim, order: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(shim: HostShim, order: str, dtype: str) -> None:
     """A missing barrier, or a sum in the order of arrival, would show."""
-    straight = run("float32", SHAPES[0])
+    straight = run(dtype, SHAPES[0], full="float32")
     try:
         shim.order(order)
-        other = run("float32", SHAPES[0])
+        other = run(dtype, SHAPES[0], full="float32")
     finally:
         shim.order("forward")
     for name, value in straight.items():
@@ -68,9 +100,14 @@ def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(shim: HostShim, o
 
 
 def test_every_instantiation_runs() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     launched: set[str] = set()
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64", "float16", bfloat16):
         bk = emulated_backend()
-        Operations(bk, dtype).run()
+        Operations(bk, dtype, full="float64" if dtype == "float64" else "float32").run()
+        wide, low = bk.zeros(5, "float32"), bk.zeros(5, dtype)
+        bk.copy(wide, out=low)
+        bk.copy(low, out=wide)
+        bk.unscale(wide, bk.zeros(S.SIZE, "float64"))
         launched.update(bk.counts.kernels)
     assert launched - {"cublasLtMatmul"} == {name for file in FILES for name in expressions(file)}

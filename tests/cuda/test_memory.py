@@ -169,14 +169,14 @@ def test_a_summary_for_a_cpu() -> None:
 
 
 def test_a_plan_that_no_machine_holds_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    bk = nf.get_backend("numpy")
+    bk = nf.devices.get_backend("numpy")
     monkeypatch.setattr(type(bk), "memory", lambda self: (1 << 30, 1 << 31))
     model = network().build(20, seed=0)
     trainer = nf.Trainer(model, "cross_entropy", device=bk, batch_size=10_000_000)
     with pytest.raises(OutOfMemoryError, match="for batches of 10,000,000 rows"):
         trainer.step(*problem(10))
     with pytest.raises(OutOfMemoryError):
-        nf.get_backend("numpy").empty((1 << 60,), np.uint8)
+        nf.devices.get_backend("numpy").empty((1 << 60,), np.uint8)
 
 
 # ---- another allocator -----------------------------------------------------------------------------

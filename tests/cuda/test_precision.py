@@ -124,7 +124,7 @@ def test_what_goes_together() -> None:
     assert resolve(None, "float64") == ("float64", np.float64)
     assert resolve("tf32", "float32") == ("tf32", np.float32)
     for precision, dtype, names in (
-        ("float16", None, "float32, tf32, float64"),
+        ("float16", None, "float32, tf32, bf16, fp16, float64"),
         ("tf32", "float64", "tf32.*float64"),
         ("float64", np.float32, "float64.*float32"),
         (None, "int32", "float32, float64"),
