@@ -1,0 +1,331 @@
+"""An ONNX graph, read as a chain of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import activations
+from ..backends import formulas
+from ..layers import Activation, BatchNorm, Dense, Flatten, Layer, LayerNorm
+from ..model import Sequential
+
+__all__ = ["chain_of"]
+
+# How closely a composition must follow an activation to be it, on points from -8 to 8
+_CLOSE = 2e-6
+_POINTS = np.linspace(-8.0, 8.0, 161)
+
+
+def _formula(name: str) -> Callable[..., Any]:
+    def value(z: np.ndarray, alpha: float = activations.get(name).alpha) -> Any:
+        return formulas.ACTIVATIONS[name][0](np, z, alpha)
+
+    return value
+
+
+# Elementwise operators that activations are, or are composed of: on float64 arrays, with the node's attributes
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a / b,
+    "Pow": lambda a, b: a**b,
+    "Neg": lambda a: -a,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Sqrt": np.sqrt,
+    "Abs": np.abs,
+    "Erf": lambda a: formulas.erf(np, a),
+    "Min": np.minimum,
+    "Max": np.maximum,
+    "Clip": lambda a, low=None, high=None: np.clip(a, low, high),
+    "HardSigmoid": lambda a, alpha=0.2, beta=0.5: np.clip(alpha * a + beta, 0, 1),
+    "Elu": lambda a, alpha=1.0: _formula("elu")(a, alpha),
+    "LeakyRelu": lambda a, alpha=0.01: _formula("leaky_relu")(a, alpha),
+    "Selu": lambda a, alpha=formulas.SELU_ALPHA, gamma=formulas.SELU_SCALE: (
+        gamma * np.where(a > 0, a, alpha * np.expm1(a))
+    ),
+    "Gelu": lambda a, approximate=b"none": _formula("gelu_tanh" if approximate == b"tanh" else "gelu")(a),
+    "Relu": _formula("relu"),
+    "Tanh": _formula("tanh"),
+    "Sigmoid": _formula("sigmoid"),
+    "Softplus": _formula("softplus"),
+    "Softsign": _formula("softsign"),
+    "HardSwish": _formula("hard_swish"),
+    "Mish": _formula("mish"),
+    "Identity": lambda a: a,
+    "Cast": lambda a, to=1: a,
+}
+
+
+@dataclass
+class _Read:
+    """Layers so far, their weights by layer, and the features of a row."""
+
+    layers: list[Layer]
+    weights: list[dict[str, np.ndarray]]
+    width: int | None = None
+
+    def add(self, layer: Layer, **weights: np.ndarray) -> None:
+        self.layers.append(layer)
+        self.weights.append(weights)
+
+
+class _Chain:
+    """The nodes of a graph, walked from its input to its output."""
+
+    def __init__(self, model: Any) -> None:
+        from onnx import helper, numpy_helper
+
+        graph = model.graph
+        self.constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
+        self.nodes = []
+        for node in graph.node:
+            if node.op_type == "Constant":
+                [value] = [helper.get_attribute_value(a) for a in node.attribute][:1]
+                self.constants[node.output[0]] = (
+                    numpy_helper.to_array(value) if hasattr(value, "data_type") else np.asarray(value)
+                )
+            else:
+                self.nodes.append(node)
+        self.attributes = {id(n): {a.name: helper.get_attribute_value(a) for a in n.attribute} for n in self.nodes}
+        inputs = [i for i in graph.input if i.name not in self.constants]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise ValueError(
+                f"the graph must have one input and one output, it has {len(inputs)} and {len(graph.output)}"
+            )
+        self.at, self.end = inputs[0].name, graph.output[0].name
+        dims = [int(d.dim_value) for d in inputs[0].type.tensor_type.shape.dim][1:]
+        self.in_shape = tuple(dims) if dims and all(dims) else None  # 0: not known, or known by name only
+
+    def users(self, value: str) -> list[Any]:
+        return [node for node in self.nodes if value in node.input]
+
+    def operand(self, node: Any, place: int) -> np.ndarray | None:
+        """A constant operand, ``None`` where it is none."""
+        return self.constants.get(node.input[place]) if place < len(node.input) else None
+
+    def constant_beside(self, node: Any) -> np.ndarray | None:
+        """The constant of a node of two operands, the other of which is the current value."""
+        others = [self.constants.get(name) for name in node.input if name != self.at]
+        return others[0] if len(others) == 1 else None
+
+
+def _refused(node: Any, why: str) -> ValueError:
+    return ValueError(f"node {node.name or node.output[0]!r} ({node.op_type}): {why}")
+
+
+def chain_of(model: Any) -> Sequential:
+    """The model that a checked ONNX model's graph describes.
+
+    Raises
+    ------
+    ValueError
+        If it describes none.
+    """
+    chain, read = _Chain(model), _Read([], [])
+    if chain.in_shape is not None:
+        read.width = chain.in_shape[-1]
+    while chain.at != chain.end:
+        users = chain.users(chain.at)
+        if not users:
+            raise ValueError(f"the value {chain.at!r} is used by no node, and is not the graph's output")
+        if _elementwise(chain, read, users):
+            continue
+        if len(users) > 1:
+            raise _refused(users[1], "the graph is not a chain of layers: several nodes go on from one value")
+        _node(chain, read, users[0])
+        chain.at = users[0].output[0]
+    in_shape = chain.in_shape
+    if in_shape is None:
+        first = next((w["W"].shape[0] for w in read.weights if "W" in w), None)
+        if first is None:
+            raise ValueError("the graph does not tell the shape of its input")
+        in_shape = (first,)
+    double = any(v.dtype == np.float64 for w in read.weights for v in w.values())
+    result = Sequential(read.layers or [Activation("identity")])
+    result.build(in_shape, dtype="float64" if double else "float32", initialise=False)
+    result.set_weights(
+        {
+            f"{b.name}.{key}": value
+            for b, own in zip(result.built, read.weights, strict=False)
+            for key, value in own.items()
+        }
+    )
+    return result
+
+
+# ---- elementwise parts -------------------------------------------------------------------------------------------
+def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
+    """Take the shortest run of elementwise nodes with numbers that is an activation; whether there was one."""
+    values: dict[str, np.ndarray] = {chain.at: _POINTS}
+    used: set[int] = set()
+    for node in chain.nodes:  # in the order of the computation
+        if not any(name in values for name in node.input):
+            continue
+        function = _ELEMENTWISE.get(node.op_type)
+        operands = [values[n] if n in values else _single(chain.constants.get(n)) for n in node.input if n]
+        if function is None or any(operand is None for operand in operands):
+            continue
+        with np.errstate(all="ignore"):
+            values[node.output[0]] = function(*operands, **chain.attributes[id(node)])
+        used.add(id(node))
+        # Nothing but this result may be needed by what comes after
+        open_ends = [v for v in values if v != node.output[0] and any(id(u) not in used for u in chain.users(v))]
+        if open_ends or (chain.end in values and chain.end != node.output[0]):
+            continue
+        found = _recognised(values[node.output[0]])
+        if found is not None:
+            if found.name != "identity":
+                _append(read, found)
+            chain.at = node.output[0]
+            return True
+    return False
+
+
+def _single(constant: np.ndarray | None) -> np.ndarray | None:
+    """A constant of one number, in float64."""
+    return None if constant is None or constant.size != 1 else constant.reshape(()).astype(np.float64)
+
+
+def _recognised(values: np.ndarray) -> activations.Activation | None:
+    """The activation with these values at the points."""
+    for activation in _candidates(values):
+        expected = formulas.ACTIVATIONS[activation.name][0](np, _POINTS, activation.alpha)
+        if np.shape(values) == _POINTS.shape and np.allclose(values, expected, rtol=_CLOSE, atol=_CLOSE):
+            return activation
+    return None
+
+
+def _candidates(values: np.ndarray) -> list[activations.Activation]:
+    found = [activations.get(name) for name in activations.names() if name != "softmax"]
+    left = float(np.ravel(values)[0])
+    for name, alpha in (("leaky_relu", left / _POINTS[0]), ("elu", left / np.expm1(_POINTS[0]))):
+        if np.isfinite(alpha) and alpha > 0:
+            # Written as a float32: the shortest number that reads back as it
+            found.append(activations.get(f"{name}({float(str(np.float32(alpha)))!r})"))
+    return found
+
+
+def _append(read: _Read, activation: activations.Activation) -> None:
+    """As a layer, or as part of the dense layer before it."""
+    last = read.layers[-1] if read.layers else None
+    if isinstance(last, Dense) and last.activation.name == "identity":
+        read.layers[-1] = Dense(last.units, activation, bias=last.bias)
+    else:
+        read.add(Activation(activation))
+
+
+# ---- nodes with weights ------------------------------------------------------------------------------------------
+def _node(chain: _Chain, read: _Read, node: Any) -> None:
+    attributes = chain.attributes[id(node)]
+    match node.op_type:
+        case "Gemm":
+            _gemm(chain, read, node, attributes)
+        case "MatMul":
+            W = chain.operand(node, 1)
+            if node.input[0] != chain.at or W is None or W.ndim != 2:
+                raise _refused(node, "only a product of the layer's input with a constant matrix is a layer")
+            _dense(read, W, None)
+        case "Add" | "Sub" | "Mul" | "Div":
+            _line(chain, read, node)
+        case "Flatten" if attributes.get("axis", 1) == 1:
+            read.add(Flatten())
+        case "Reshape" if _flattens(chain.operand(node, 1)):
+            read.add(Flatten())
+        case "Softmax" if attributes.get("axis", -1) in (-1, 1 if _rank(chain, read) == 2 else -1):
+            _append(read, activations.get("softmax"))
+        case "LayerNormalization" if attributes.get("axis", -1) == -1:
+            gamma = chain.operand(node, 1)
+            if gamma is None:
+                raise _refused(node, "its scale is not a constant")
+            beta = chain.operand(node, 2)
+            read.add(
+                LayerNorm(float(attributes.get("epsilon", 1e-5))),
+                gamma=gamma,
+                beta=np.zeros_like(gamma) if beta is None else beta,
+            )
+        case "BatchNormalization" if _rank(chain, read) == 2:
+            arrays = [chain.operand(node, i) for i in range(1, 5)]
+            if any(a is None for a in arrays):
+                raise _refused(node, "its statistics are not constants")
+            gamma, beta, mean, var = (np.asarray(a) for a in arrays)
+            layer = BatchNorm(eps=float(attributes.get("epsilon", 1e-5)))
+            read.add(layer, gamma=gamma, beta=beta, running_mean=mean, running_var=var)
+        case "Dropout":
+            pass  # of inference
+        case _:
+            raise _refused(node, "nnfast has no such layer")
+
+
+def _rank(chain: _Chain, read: _Read) -> int:
+    """Dimensions of the current value, rows included."""
+    flat = any(isinstance(layer, Flatten) for layer in read.layers)
+    return 2 if flat or chain.in_shape is None else len(chain.in_shape) + 1
+
+
+def _flattens(shape: np.ndarray | None) -> bool:
+    """Whether a Reshape to this keeps the rows, and makes one dimension of the rest."""
+    return shape is not None and shape.size == 2 and (shape[1] == -1 or (shape[0] == -1 and shape[1] > 0))
+
+
+def _gemm(chain: _Chain, read: _Read, node: Any, attributes: dict[str, Any]) -> None:
+    W, b = chain.operand(node, 1), chain.operand(node, 2)
+    if node.input[0] != chain.at or W is None or attributes.get("transA", 0):
+        raise _refused(node, "only a product of the layer's input with a constant matrix is a layer")
+    if len(node.input) > 2 and b is None:
+        raise _refused(node, "its bias is not a constant")
+    W = np.asarray(attributes.get("alpha", 1.0), W.dtype) * (W.T if attributes.get("transB", 0) else W)
+    if b is not None:
+        b = np.broadcast_to(np.asarray(attributes.get("beta", 1.0), b.dtype) * b, (1, W.shape[1]))[0]
+    _dense(read, W, b)
+
+
+def _dense(read: _Read, W: np.ndarray, b: np.ndarray | None) -> None:
+    own = {"W": W} if b is None else {"W": W, "b": b}
+    read.add(Dense(W.shape[1], bias=b is not None), **own)
+    read.width = W.shape[1]
+
+
+def _line(chain: _Chain, read: _Read, node: Any) -> None:
+    """A sum or a product with a constant: the bias of a dense layer, or a line of its own for each feature."""
+    constant = chain.constant_beside(node)
+    width = read.width
+    if (
+        constant is None
+        or width is None
+        or constant.size not in (1, width)
+        or constant.shape[-1:] not in ((1,), (width,), ())
+    ):
+        raise _refused(node, "only a constant for each feature can be added or multiplied")
+    value = np.broadcast_to(constant.reshape(-1), (width,)).copy()
+    swapped = node.input[0] != chain.at
+    slope, shift = np.ones_like(value), np.zeros_like(value)
+    match node.op_type:
+        case "Add":
+            shift = value
+        case "Sub":
+            slope, shift = (-slope, value) if swapped else (slope, -value)
+        case "Mul":
+            slope = value
+        case _ if swapped:
+            raise _refused(node, "division by the layer's input is no layer")
+        case _:
+            slope = 1 / value
+    last = read.layers[-1] if read.layers else None
+    if isinstance(last, Dense) and last.activation.name == "identity":
+        own = read.weights[-1]
+        own["W"] = own["W"] * slope
+        own["b"] = own.get("b", np.zeros_like(value)) * slope + shift
+        read.layers[-1] = Dense(last.units, bias=True)
+    elif isinstance(last, BatchNorm):
+        own = read.weights[-1]
+        own["gamma"], own["beta"] = own["gamma"] * slope, own["beta"] * slope + shift
+    else:
+        layer = BatchNorm()
+        statistics = {"running_mean": np.zeros_like(value), "running_var": np.full_like(value, 1 - layer.eps)}
+        read.add(layer, gamma=slope, beta=shift, **statistics)
