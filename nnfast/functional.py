@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ class Functions:
             if parameter not in call or (parameter == "out" and call[parameter] is None):
                 call[parameter] = self.empty(_shape(dims, sizes), dtype)
                 made.append(call[parameter])
-        getattr(super(), name)(**call)
+        self.plain.repeated(name, call)
         if not made or given:
             return None
         return made[0] if len(made) == 1 else tuple(made)
@@ -151,7 +151,9 @@ class Functions:
             raise ValueError(f"{name}: {parameter} is written to, so it must be in one piece on {self.plain.device}")
         if x.dtype.kind not in "f" and parameter not in (*_WHOLE_NUMBERS, "labels"):
             raise TypeError(f"{name}: {parameter} must be floats, not {x.dtype}")
-        return x.astype(np.int64) if parameter in (*_WHOLE_NUMBERS, "labels") and x.dtype.kind in "iu" else x
+        return (
+            x.astype(np.int64, copy=False) if parameter in (*_WHOLE_NUMBERS, "labels") and x.dtype.kind in "iu" else x
+        )
 
     def _shares(self, x: Array, value: Any) -> bool:
         if x is value:
@@ -168,18 +170,30 @@ class Functions:
             raise TypeError(f"{name}: all arrays must be of one dtype, got {found}")
 
 
+@cache
+def _forms(dims: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(form.split()) for form in dims.split("|"))
+
+
 def _match(name: str, parameter: str, shape: tuple[int, ...], dims: str, sizes: dict[str, Any]) -> None:
     """Compare a shape with its dimensions, and note those that are new."""
-    forms = [form.split() for form in dims.split("|")]
-    form = next((f for f in forms if len(f) == len(shape) or "..." in f), None)
-    expected = " or ".join(f"({', '.join(f)})" for f in forms)
-    if form is None or len(shape) < len(form) - ("..." in form):
-        raise ValueError(f"{name}: {parameter} has shape {shape}, expected {expected}")
+    forms = _forms(dims)
+    for form in forms:
+        if len(form) == len(shape) and "..." not in form:
+            break
+        if "..." in form and len(shape) >= len(form) - 1:
+            break
+    else:
+        raise ValueError(f"{name}: {parameter} has shape {shape}, expected {_written(forms)}")
     for place, letter in enumerate(form):
         size: Any = shape[place:] if letter == "..." else shape[place]
         if sizes.setdefault(letter, size) != size:
             known = ", ".join(f"{k} = {v}" for k, v in sizes.items() if k in form)
-            raise ValueError(f"{name}: {parameter} has shape {shape}, expected {expected} with {known}")
+            raise ValueError(f"{name}: {parameter} has shape {shape}, expected {_written(forms)} with {known}")
+
+
+def _written(forms: tuple[tuple[str, ...], ...]) -> str:
+    return " or ".join(f"({', '.join(form)})" for form in forms)
 
 
 def _shape(dims: str, sizes: dict[str, Any]) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ _CLASSES = {"wide": 256, "narrow": 32}
 Measure = Callable[[int, int, int, np.dtype[Any]], tuple[float, float]]
 
 _lock = threading.Lock()
+_decided: dict[tuple[str, str], bool] = {}
 
 
 def asked_for() -> str:
@@ -109,12 +110,15 @@ def uses_blas(m: int, n: int, k: int, dtype: Any, measure: Measure) -> bool:
     if name is None or _blas_version() is None:
         return False
     dtype = np.dtype(dtype)
+    if (decided := _decided.get((dtype.char, name))) is not None:
+        return decided
     table, key = _remembered(), _key(dtype, name)
     with _lock:
         if (times := table.get(key)) is None:
             times = _measured(2 * _CLASSES[name], dtype, measure)
             table.put(key, times)
-    return _is_faster(times)
+        _decided[dtype.char, name] = _is_faster(times)
+    return _decided[dtype.char, name]
 
 
 def _is_faster(times: Sequence[float]) -> bool:

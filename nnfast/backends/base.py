@@ -14,7 +14,7 @@ the compositions: they are the oracle of the parity tests and the baseline of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -195,6 +195,10 @@ class Backend(ABC):
     def shuffle(self, seed: int, numbers: Sequence[int], table: np.ndarray) -> None:
         """Fill a table on the host with random orders: :func:`nnfast.random.shuffle`, the same on every backend."""
         random.shuffle(seed, numbers, table)
+
+    def repeated(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """Call a method of the contract by its name; a backend may be quicker where equal calls come again."""
+        getattr(self, method)(**arguments)
 
     def python(self, function: Callable[..., None], *args: Any) -> None:
         """Call Python code as part of a step: a user's layer, loss or optimizer.

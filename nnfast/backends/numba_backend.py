@@ -25,11 +25,12 @@ from .base import Array, Backend, Replay
 from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
 from .numba_norms import NumbaNorms
 from .numba_optimizers import NumbaOptimizers
+from .numba_repeat import NumbaRepeat
 from .numba_replay import NumbaReplay
 from .numpy_backend import NumpyBackend
 
 
-class NumbaBackend(NumbaOptimizers, NumbaNorms, NumpyBackend):
+class NumbaBackend(NumbaRepeat, NumbaOptimizers, NumbaNorms, NumpyBackend):
     """NumPy arrays and Numba kernels, for float32 and float64."""
 
     name = "numba"

@@ -35,6 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 
     def restart() -> None:
         choice._remembered.cache_clear()
+        choice._decided.clear()
 
     monkeypatch.delenv("NNFAST_GEMM", raising=False)
     monkeypatch.setattr(choice, "folder", lambda: tmp_path)
@@ -104,6 +105,7 @@ def test_without_scipy_nothing_is_measured(machine: Callable[[], None], monkeypa
 def test_another_version_is_measured_anew(machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.uses_blas(400, 400, 400, F32, Measure((2.0, 1.0)))
     monkeypatch.setattr(choice, "_blas_version", lambda: "2.0")
+    machine()
     assert not choice.uses_blas(400, 400, 400, F32, Measure((1.0, 1.0)))
 
 
