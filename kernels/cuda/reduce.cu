@@ -1,17 +1,19 @@
 // Sums: over the chunks of a column sum, of squares for the gradient's norm; elementwise in place.
 #include "common.cuh"
 
-// out[j] = sum over chunks of partial[chunk, j]; blockIdx.y picks the first or the second pair
+// out[j] = sum over chunks of partial[chunk, j]; blockIdx.y picks the first or the second pair. Blocks are tiles: there
+// may be a thousand chunks of a few columns, too many for one thread after the other to wait for.
 template <typename T>
 __global__ void __launch_bounds__(256)
 column_finish(const T* partial0, T* out0, const T* partial1, T* out1, index_t chunks, index_t m) {
     const T* partial = blockIdx.y == 0 ? partial0 : partial1;
     T* out = blockIdx.y == 0 ? out0 : out1;
-    GRID_STRIDE(j, m) {
-        T sum = 0;
-        for (index_t c = 0; c < chunks; c++) sum += partial[c * m + j];
-        out[j] = sum;
-    }
+    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
+    T sum = 0;
+    if (column < m)
+        for (index_t c = threadIdx.y; c < chunks; c += TILE_ROWS) sum += partial[c * m + column];
+    sum = tile_sum(sum);
+    if (threadIdx.y == 0 && column < m) out[column] = sum;
 }
 
 // out[0] = sum of squares in double. With state: also the factor that clips the global norm.

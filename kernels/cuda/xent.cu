@@ -1,4 +1,4 @@
-// Softmax + cross-entropy: loss and gradient in one pass over the logits, one warp a row.
+// Softmax + cross-entropy: loss, gradient and its column sums in one pass over the logits, one warp a row.
 #include "common.cuh"
 #include "loss_weights.cuh"
 
@@ -22,12 +22,14 @@ __device__ inline T target_at(const T* targets, index_t row, index_t c, index_t 
 }
 
 // Label is index_t for labels (rows,), or wide<T> for targets (rows, c), which need not sum to one.
-// dlogits, LOSS_SCALE times the gradient, may be null or logits.
+// dlogits, LOSS_SCALE times the gradient, may be null or logits. The sums of its columns over this block's rows, which
+// the last layer's bias gradient is made of, go to sums[block] where that is not null; then c is 32 at most.
 template <typename T, typename Label>
 __global__ void __launch_bounds__(256)
 softmax_xent(const T* logits, const Label* labels, const void* weight, index_t weight_bytes, double* state,
-             T* dlogits, index_t rows, index_t c, double smoothing, double* partial, unsigned* sync) {
+             T* dlogits, wide<T>* sums, index_t rows, index_t c, double smoothing, double* partial, unsigned* sync) {
     using W = wide<T>;
+    W column = 0;
     int lane = threadIdx.x & 31;
     index_t warps = (index_t)gridDim.x * (blockDim.x >> 5);
     W keep = W(1.0 - smoothing), spread = W(smoothing / (double)c);
@@ -52,7 +54,21 @@ softmax_xent(const T* logits, const Label* labels, const void* weight, index_t w
             W shifted = W(z[j]) - top, t = keep * target_at<W>(labels, r, c, j) + spread;
             loss -= (double)(t * (shifted - log_total)) * factor;
             // d/dz_j of -sum_k t_k log p_k
-            if (dlogits) dlogits[r * c + j] = T((exp(shifted) * inverse - t) * scale);
+            if (dlogits) {
+                T gradient = T((exp(shifted) * inverse - t) * scale);
+                dlogits[r * c + j] = gradient;
+                column += W(gradient);  // of use where a lane has one column
+            }
+        }
+    }
+    if (sums) {
+        __shared__ W tile[32][32];
+        tile[threadIdx.x >> 5][lane] = column;
+        __syncthreads();
+        if (threadIdx.x < c) {
+            W total = 0;
+            for (int w = 0; w < (int)(blockDim.x >> 5); w++) total += tile[w][lane];
+            sums[blockIdx.x * c + lane] = total;
         }
     }
     write_loss(loss, weight, state, rows, partial, sync);

@@ -29,6 +29,9 @@ __all__ = ["CupyBackend", "probe"]
 
 _Class = TypeVar("_Class", bound=type)
 
+# What may come between a loss and its last layer's gradient
+_LEAVES_GRADIENTS = ("record_loss", "store_batch", "linear_act_grad")
+
 # Of the contract, what does nothing on the device by itself
 _HOST = ("capture", "chain", "copying", "python", "reduced", "rounding")
 
@@ -40,6 +43,8 @@ def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> Any:
         if self._recording.pending is not None and method.__name__ != "linear_act_grad":
             self._flush()  # a product that waited for this call, in vain
+        if self._recording.sums is not None and method.__name__ not in _LEAVES_GRADIENTS:
+            self._recording.sums = None  # this one may write to the gradient
         if changes:
             self._recording.copied = False
         if cupy_fork.lost():

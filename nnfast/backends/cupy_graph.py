@@ -66,6 +66,7 @@ class _Recording(threading.local):
     refused: str | None = None
     auxiliary: Any = None  # cupy_linear.Auxiliary, while products wait
     pending: Any = None  # the operands of one that does
+    sums: Any = None  # address and shape of a loss's gradient, the sums of its columns by blocks, and their number
     copying: Any = None  # a parameter, and where its steps leave it rounded
     copied = False  # whether the last call to the backend that may have changed it was such a step
 

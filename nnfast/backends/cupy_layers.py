@@ -122,13 +122,13 @@ class CudaLayers:
         return tuple(scratch[i * size : (i + 1) * size] for i in range(len(outs)))
 
     def _finish_chunks(self, chunks: int, *pairs: tuple[Array, Array]) -> None:
-        """Add up what :meth:`_chunk_sums` put into scratch."""
-        if chunks == 1:
+        """Add up the sums of chunks, such as those that :meth:`_chunk_sums` put into scratch."""
+        if chunks == 1 and all(sums is out for sums, out in pairs):
             return
         t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
-        (blocks,), block = self._kernels.flat(columns, per_thread=1)
+        grid, block, _ = self._kernels.tiles(1, columns)
         first, second = pairs[0], pairs[-1]
-        shape = ((blocks, len(pairs)), block)
+        shape = ((grid[0], len(pairs)), block)
         self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns)
 
     # ---- random numbers and rows ----------------------------------------------------------------

@@ -50,6 +50,7 @@ class CudaLinear:
     _type: Any
     _bias_act: Any
     _act_grad_bias: Any
+    _finish_chunks: Any
     _rows: Any
     _cast: Any
     _scratch: Any
@@ -74,7 +75,7 @@ class CudaLinear:
             yield
             self._flush()
         finally:
-            self._recording.auxiliary = self._recording.pending = None
+            self._recording.auxiliary = self._recording.pending = self._recording.sums = None
 
     def _make_masks(self, auxiliary: Auxiliary) -> bool:
         """Room for the masks that were found to be of use; whether there are any."""
@@ -145,6 +146,7 @@ class CudaLinear:
         db: Array | None,
     ) -> Any:
         act = activations.get(act)
+        left, self._recording.sums = self._recording.sums, None
         t = self._type(dy, x, W, saved, dx, wide=(dW, db))
         plain = act.name == "identity"
         if t is None or act.name == "softmax" or db is None or (saved is None and not plain):
@@ -153,7 +155,10 @@ class CudaLinear:
             return NotImplemented
 
         def slope() -> None:
-            self._act_grad_bias(t, act, dy, saved, None if plain else dy, db)
+            if plain and left is not None and left[:2] == (dy.data.ptr, dy.shape):
+                self._finish_chunks(left[3], (left[2], db))  # the loss has summed it up
+            else:
+                self._act_grad_bias(t, act, dy, saved, None if plain else dy, db)
 
         if not self._across_layers(dy, act, saved, db, slope):
             self._flush()

@@ -15,6 +15,7 @@ from ..kernels.cuda import loader
 from .base import Array
 
 _ONE_THREAD = ((1,), (1,))
+_LANES = 32  # of a warp
 
 
 class CudaSteps:
@@ -27,6 +28,7 @@ class CudaSteps:
     _recording: Any
     _sync: Any
     _partial: Any
+    _scratch: Any
     _cupy: Any
 
     # ---- losses ---------------------------------------------------------------------------------
@@ -86,9 +88,19 @@ class CudaSteps:
             return NotImplemented
         args = (t, "index_t" if hard else loader.SCALARS[labels.dtype.char])
         shape = self._kernels.warps(len(logits))
-        arguments = (logits, labels, *weights, state, dlogits, *logits.shape, float(smoothing))
+        sums = self._sums_of(dlogits, shape[0][0])
+        arguments = (logits, labels, *weights, state, dlogits, sums, *logits.shape, float(smoothing))
         self._launch("xent", "softmax_xent", args, shape, *arguments, self._partial(), self._sync())
         return None
+
+    def _sums_of(self, dlogits: Array | None, blocks: int) -> Array | None:
+        """Where a recorded step's loss leaves the column sums of its gradient: the next call may want them."""
+        if dlogits is None or self._recording.auxiliary is None or dlogits.shape[1] > _LANES:
+            return None
+        dtype = loader.WIDE[dlogits.dtype.char]
+        sums = self._scratch(f"loss {dtype}", blocks * dlogits.shape[1], dtype)[: blocks * dlogits.shape[1]]
+        self._recording.sums = dlogits.data.ptr, dlogits.shape, sums, blocks
+        return sums
 
     # ---- the step's own bookkeeping -------------------------------------------------------------
     def begin_step(self, state: Array, lr_table: Array) -> Any:
