@@ -139,7 +139,10 @@ class Functions:
             if parameter not in call or (parameter == "out" and call[parameter] is None):
                 call[parameter] = self.empty(_shape(dims, sizes), dtype)
                 made.append(call[parameter])
-        self.plain.repeated(name, call)
+        if vars(self) is vars(self.plain):
+            self.plain.repeated(name, call)
+        else:  # a copy that records a step
+            getattr(super(), name)(**call)
         if not made or given:
             return None
         return made[0] if len(made) == 1 else tuple(made)

@@ -51,6 +51,22 @@ def test_a_layer_and_its_gradient(bk: Any) -> None:
     np.testing.assert_allclose(db, dz.sum(0), **CLOSE)
 
 
+def test_calls_can_be_recorded(bk: Any) -> None:
+    """Nothing is done before the replay, and all of it then."""
+    x, out = X.copy(), np.zeros((6, 4))
+    made = []
+
+    def step(recorder: Any) -> None:
+        recorder.linear_act(x, W, B, "tanh", out=out)
+        made.append(recorder.act("relu", out))
+
+    replay = bk.capture(step)
+    x *= 2
+    replay.run()
+    np.testing.assert_allclose(out, np.tanh(x @ W + B), **CLOSE)
+    np.testing.assert_allclose(made[-1], np.maximum(out, 0), **CLOSE)
+
+
 def test_with_all_outputs_it_is_the_contract(bk: Any) -> None:
     out = np.empty((6, 4))
     assert bk.linear_act(X, W, None, "identity", out=out) is None
