@@ -323,7 +323,7 @@ class _Ufunc:
 
 _UFUNCS = (
     *("abs", "add", "subtract", "multiply", "divide", "maximum", "minimum", "exp", "expm1", "log", "log1p", "tanh"),
-    *("sqrt", "square", "sign", "isfinite", "isnan", "matmul"),
+    *("sqrt", "square", "sign", "isfinite", "isnan", "matmul", "sin", "cos"),
 )
 _FUNCTIONS = (
     *("sum", "mean", "max", "min", "all", "any", "argmax", "where", "clip", "full_like", "ones_like", "zeros_like"),
