@@ -20,8 +20,8 @@ from ..kernels.cpu.fusion import fused
 
 __all__ = ["NumbaRepeat"]
 
-# Calls that are kept; each has its working memory
-_MOST = 64
+# Calls that are kept, and bytes of their working memory
+_MOST, _MOST_BYTES = 64, 64 << 20
 
 
 @dataclass
@@ -31,6 +31,7 @@ class _Kept:
     program: Program
     places: list[list[tuple[np.ndarray, int, int]]]
     at: list[int]
+    nbytes: int
 
     def run(self, addresses: list[int]) -> None:
         if addresses != self.at:
@@ -62,14 +63,15 @@ class NumbaRepeat:
         key = (method, threads.count(), same, *map(_form, arguments.values()))
         # Nobody else can run it meanwhile
         kept = self._kept.pop(key, None)
+        new = kept is None
         if kept is None:
             kept = self._made(method, arguments, arrays, addresses)
             if kept is None:
                 return
         kept.run(addresses)
         self._kept[key] = kept
-        while len(self._kept) > _MOST:
-            self._kept.pop(next(iter(self._kept)), None)
+        while new and (len(self._kept) > _MOST or sum(each.nbytes for each in [*self._kept.values()]) > _MOST_BYTES):
+            self._kept.pop(next(iter(self._kept), None), None)
 
     def _made(
         self, method: str, arguments: Mapping[str, Any], arrays: list[np.ndarray], addresses: list[int]
@@ -98,7 +100,7 @@ class NumbaRepeat:
             )
         kept: Any = tuple(held)
         program.calls = kept
-        return _Kept(program, places, addresses)
+        return _Kept(program, places, addresses, sum(x.nbytes for x in held))
 
 
 def _address(array: np.ndarray) -> int:

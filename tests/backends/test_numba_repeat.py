@@ -135,6 +135,20 @@ def test_not_more_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(bk._kept) <= 3
 
 
+def test_not_more_memory_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_repeat, "_MOST_BYTES", 60_000)
+    bk = NumbaBackend()
+    for n in (70, 71, 72, 70):  # each packs the weights, and adds up gradients in parts
+        bk.repeated("linear_act_grad", gradient(n, 40, 150))
+        assert sum(kept.nbytes for kept in bk._kept.values()) <= 60_000
+    monkeypatch.setattr(numba_repeat, "_MOST_BYTES", 0)
+    arguments = layer(64)
+    bk.repeated("linear_act", arguments)
+    expected = np.maximum(arguments["x"] @ arguments["W"] + arguments["b"], 0)
+    np.testing.assert_allclose(arguments["out"], expected, rtol=1e-4, atol=1e-4)
+    assert not bk._kept
+
+
 def test_threads_do_not_share_records() -> None:
     bk, wrong = NumbaBackend(), list[int]()
 
