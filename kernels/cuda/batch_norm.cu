@@ -51,9 +51,17 @@ __global__ void __launch_bounds__(256)
 batch_norm_apply(const T* x, const wide<T>* gamma, const wide<T>* beta, const wide<T>* mean, const wide<T>* var, T* out,
                  index_t n, index_t m, double eps) {
     using W = wide<T>;
-    GRID_STRIDE(i, n) {
+    constexpr int N = Pack<T>::N;
+    bool packed = aligned16(x) && aligned16(out);
+    PACK_STRIDE(i, n, N) {
+        Values<T> v = load_pack(x, i, n, packed);
         index_t j = remainder(i, m);
-        out[i] = T((W(x[i]) - mean[j]) * (gamma[j] / sqrt(var[j] + W(eps))) + beta[j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v.v[k] = (v.v[k] - mean[j]) * (gamma[j] / sqrt(var[j] + W(eps))) + beta[j];
+            j = j + 1 == m ? 0 : j + 1;
+        }
+        store_pack(out, i, n, packed, v);
     }
 }
 
@@ -89,10 +97,18 @@ batch_norm_dx(const T* dy, const T* x, const wide<T>* gamma, const wide<T>* mean
               const wide<T>* dgamma, const wide<T>* dbeta, T* dx, index_t rows, index_t m, double eps) {
     using W = wide<T>;
     index_t n = rows * m;
-    GRID_STRIDE(i, n) {
+    constexpr int N = Pack<T>::N;
+    bool packed = aligned16(dy) && aligned16(x) && aligned16(dx);
+    PACK_STRIDE(i, n, N) {
+        Values<T> d = load_pack(dy, i, n, packed), v = load_pack(x, i, n, packed);
         index_t j = remainder(i, m);
-        W rstd = W(1) / sqrt(var[j] + W(eps)), xhat = (W(x[i]) - mean[j]) * rstd;
-        dx[i] = T((gamma[j] * rstd) * (W(dy[i]) - dbeta[j] / W(rows) - xhat * (dgamma[j] / W(rows))));
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            W rstd = W(1) / sqrt(var[j] + W(eps)), xhat = (v.v[k] - mean[j]) * rstd;
+            d.v[k] = (gamma[j] * rstd) * (d.v[k] - dbeta[j] / W(rows) - xhat * (dgamma[j] / W(rows)));
+            j = j + 1 == m ? 0 : j + 1;
+        }
+        store_pack(dx, i, n, packed, d);
     }
 }
 
