@@ -10,26 +10,15 @@ import pytest
 from nnfast.backends.numba_backend import NumbaBackend
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
+from tests.backends.halves import HALVES, each_half
 from tests.backends.test_parity_cuda import check, new_state, widened
 from tests.cuda.emulator import EmulatedBackend, emulated_backend
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 NUMPY = NumpyBackend()
-HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
-each_half = pytest.mark.parametrize("half", HALVES, ids=str)
 # What overflows float16 is infinite, and NumPy says so
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(params=["fused", "composed"])
-def bk(request: pytest.FixtureRequest) -> EmulatedBackend:
-    return emulated_backend(fused=request.param == "fused")
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(11)
 
 
 # ---- the contract ---------------------------------------------------------------------------------
