@@ -1,27 +1,40 @@
 // Batch normalisation: column statistics in chunks of rows, merged in the chunks' order.
-#include "common.cuh"
+#include "columns.cuh"
+
+template <int N, typename T>
+__device__ inline void batch_stats_packed(const T* x, wide<T>* means, wide<T>* deviations, index_t rows, index_t m,
+                                          index_t rows_per_chunk) {
+    using W = wide<T>;
+    const Tile<N> tile(m, blockIdx.x, MOST_ACROSS);
+    const Chunk chunk(rows, rows_per_chunk);
+    W mean[N] = {}, squares[N] = {};
+    TILE_ROWS(r, tile, chunk, m) {
+        const Values<T, N> v = load<N>(x + r * m + tile.column);
+#pragma unroll
+        for (int k = 0; k < N; k++) mean[k] += v.v[k];
+    }
+    tile.sum(mean);
+#pragma unroll
+    for (int k = 0; k < N; k++) mean[k] /= W(chunk.end - chunk.begin);
+    TILE_ROWS(r, tile, chunk, m) {
+        const Values<T, N> v = load<N>(x + r * m + tile.column);
+#pragma unroll
+        for (int k = 0; k < N; k++) squares[k] += (v.v[k] - mean[k]) * (v.v[k] - mean[k]);
+    }
+    tile.sum(squares);
+    tile.write(means + blockIdx.y * m, m, mean);
+    tile.write(deviations + blockIdx.y * m, m, squares);
+}
 
 // Mean and sum of squared deviations of this block's rows. The second reading finds the chunk in the cache.
 template <typename T>
 __global__ void __launch_bounds__(256)
-batch_stats(const T* x, wide<T>* means, wide<T>* deviations, index_t rows, index_t m, index_t rows_per_chunk) {
-    using W = wide<T>;
-    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
-    const Chunk chunk(rows, rows_per_chunk);
-    W sum = 0, squares = 0;
-    if (column < m)
-        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) sum += W(x[r * m + column]);
-    W mean = tile_sum_all(sum) / W(chunk.end - chunk.begin);
-    if (column < m)
-        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
-            W d = W(x[r * m + column]) - mean;
-            squares += d * d;
-        }
-    squares = tile_sum(squares);
-    if (threadIdx.y == 0 && column < m) {
-        means[blockIdx.y * m + column] = mean;
-        deviations[blockIdx.y * m + column] = squares;
-    }
+batch_stats(const T* x, wide<T>* means, wide<T>* deviations, index_t rows, index_t m, index_t rows_per_chunk,
+            index_t at_once) {
+    if (at_once > 1)
+        batch_stats_packed<Pack<T>::N>(x, means, deviations, rows, m, rows_per_chunk);
+    else
+        batch_stats_packed<1>(x, means, deviations, rows, m, rows_per_chunk);
 }
 
 // Merge the chunks (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm", 1979)
@@ -53,41 +66,58 @@ batch_norm_apply(const T* x, const wide<T>* gamma, const wide<T>* beta, const wi
     using W = wide<T>;
     constexpr int N = Pack<T>::N;
     bool packed = aligned16(x) && aligned16(out);
+    bool columns_packed = m % N == 0 && aligned16(gamma) && aligned16(beta) && aligned16(mean) && aligned16(var);
     PACK_STRIDE(i, n, N) {
         Values<T> v = load_pack(x, i, n, packed);
-        index_t j = remainder(i, m);
+        const index_t column = remainder(i, m);
+        const Values<W, N> g = load_columns<N>(gamma, column, m, columns_packed),
+                           b = load_columns<N>(beta, column, m, columns_packed),
+                           center = load_columns<N>(mean, column, m, columns_packed),
+                           spread = load_columns<N>(var, column, m, columns_packed);
 #pragma unroll
-        for (int k = 0; k < N; k++) {
-            v.v[k] = (v.v[k] - mean[j]) * (gamma[j] / sqrt(var[j] + W(eps))) + beta[j];
-            j = j + 1 == m ? 0 : j + 1;
-        }
+        for (int k = 0; k < N; k++)
+            v.v[k] = (v.v[k] - center.v[k]) * (g.v[k] / sqrt(spread.v[k] + W(eps))) + b.v[k];
         store_pack(out, i, n, packed, v);
     }
+}
+
+template <int N, typename T>
+__device__ inline void batch_norm_dparam_packed(const T* dy, const T* x, const wide<T>* mean, const wide<T>* var,
+                                                wide<T>* dgamma, wide<T>* dbeta, index_t rows, index_t m,
+                                                index_t rows_per_chunk, double eps) {
+    using W = wide<T>;
+    const Tile<N> tile(m, blockIdx.x, MOST_ACROSS);
+    const Chunk chunk(rows, rows_per_chunk);
+    W of_gamma[N] = {}, of_beta[N] = {}, center[N] = {}, rstd[N] = {};
+    if (tile.column < m)
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            center[k] = mean[tile.column + k];
+            rstd[k] = W(1) / sqrt(var[tile.column + k] + W(eps));
+        }
+    TILE_ROWS(r, tile, chunk, m) {
+        const Values<T, N> d = load<N>(dy + r * m + tile.column), v = load<N>(x + r * m + tile.column);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            of_gamma[k] += d.v[k] * (v.v[k] - center[k]) * rstd[k];
+            of_beta[k] += d.v[k];
+        }
+    }
+    tile.sum(of_gamma);
+    tile.sum(of_beta);
+    tile.write(dgamma + blockIdx.y * m, m, of_gamma);
+    tile.write(dbeta + blockIdx.y * m, m, of_beta);
 }
 
 // Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]
 template <typename T>
 __global__ void __launch_bounds__(256)
 batch_norm_dparam(const T* dy, const T* x, const wide<T>* mean, const wide<T>* var, wide<T>* dgamma, wide<T>* dbeta,
-                  index_t rows, index_t m, index_t rows_per_chunk, double eps) {
-    using W = wide<T>;
-    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
-    const Chunk chunk(rows, rows_per_chunk);
-    W of_gamma = 0, of_beta = 0;
-    if (column < m) {
-        W center = mean[column], rstd = W(1) / sqrt(var[column] + W(eps));
-        for (index_t r = chunk.begin + threadIdx.y; r < chunk.end; r += TILE_ROWS) {
-            W d = dy[r * m + column];
-            of_gamma += d * (W(x[r * m + column]) - center) * rstd;
-            of_beta += d;
-        }
-    }
-    of_gamma = tile_sum(of_gamma);
-    of_beta = tile_sum(of_beta);
-    if (threadIdx.y == 0 && column < m) {
-        dgamma[blockIdx.y * m + column] = of_gamma;
-        dbeta[blockIdx.y * m + column] = of_beta;
-    }
+                  index_t rows, index_t m, index_t rows_per_chunk, index_t at_once, double eps) {
+    if (at_once > 1)
+        batch_norm_dparam_packed<Pack<T>::N>(dy, x, mean, var, dgamma, dbeta, rows, m, rows_per_chunk, eps);
+    else
+        batch_norm_dparam_packed<1>(dy, x, mean, var, dgamma, dbeta, rows, m, rows_per_chunk, eps);
 }
 
 // dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n); dx may be dy
@@ -99,14 +129,20 @@ batch_norm_dx(const T* dy, const T* x, const wide<T>* gamma, const wide<T>* mean
     index_t n = rows * m;
     constexpr int N = Pack<T>::N;
     bool packed = aligned16(dy) && aligned16(x) && aligned16(dx);
+    bool columns_packed = m % N == 0 && aligned16(gamma) && aligned16(mean) && aligned16(var) && aligned16(dgamma) &&
+                          aligned16(dbeta);
     PACK_STRIDE(i, n, N) {
         Values<T> d = load_pack(dy, i, n, packed), v = load_pack(x, i, n, packed);
-        index_t j = remainder(i, m);
+        const index_t column = remainder(i, m);
+        const Values<W, N> g = load_columns<N>(gamma, column, m, columns_packed),
+                           center = load_columns<N>(mean, column, m, columns_packed),
+                           spread = load_columns<N>(var, column, m, columns_packed),
+                           of_gamma = load_columns<N>(dgamma, column, m, columns_packed),
+                           of_beta = load_columns<N>(dbeta, column, m, columns_packed);
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            W rstd = W(1) / sqrt(var[j] + W(eps)), xhat = (v.v[k] - mean[j]) * rstd;
-            d.v[k] = (gamma[j] * rstd) * (d.v[k] - dbeta[j] / W(rows) - xhat * (dgamma[j] / W(rows)));
-            j = j + 1 == m ? 0 : j + 1;
+            W rstd = W(1) / sqrt(spread.v[k] + W(eps)), xhat = (v.v[k] - center.v[k]) * rstd;
+            d.v[k] = (g.v[k] * rstd) * (d.v[k] - of_beta.v[k] / W(rows) - xhat * (of_gamma.v[k] / W(rows)));
         }
         store_pack(dx, i, n, packed, d);
     }

@@ -22,27 +22,48 @@ struct alignas(COUNT * sizeof(T)) Pack {
     T v[N];
 };
 
-// A pack's elements as they are computed with
-template <typename T>
+// N elements of an array, as they are computed with
+template <typename T, int COUNT = Pack<T>::N>
 struct Values {
-    static constexpr int N = Pack<T>::N;
+    static constexpr int N = COUNT;
     wide<T> v[N];
 };
 
 __device__ inline bool aligned(const void* p, unsigned bytes) { return ((unsigned long long)p & (bytes - 1)) == 0; }
 __device__ inline bool aligned16(const void* p) { return aligned(p, 16); }
 
+// N elements in transactions of 16 bytes; of all their bytes where those are fewer
+template <int N, typename T>
+__device__ inline Values<T, N> load(const T* a) {
+    constexpr int AT_ONCE = N < Pack<T>::N ? N : Pack<T>::N;
+    Values<T, N> values;
+#pragma unroll
+    for (int i = 0; i < N; i += AT_ONCE) {
+        const Pack<T, AT_ONCE> pack = *reinterpret_cast<const Pack<T, AT_ONCE>*>(a + i);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) values.v[i + j] = pack.v[j];
+    }
+    return values;
+}
+
+template <typename T, int N>
+__device__ inline void store(T* a, const Values<T, N>& values) {
+    constexpr int AT_ONCE = N < Pack<T>::N ? N : Pack<T>::N;
+#pragma unroll
+    for (int i = 0; i < N; i += AT_ONCE) {
+        Pack<T, AT_ONCE> pack;
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) pack.v[j] = T(values.v[i + j]);
+        *reinterpret_cast<Pack<T, AT_ONCE>*>(a + i) = pack;
+    }
+}
+
 // The elements i.. of an array of n: in one transaction where `packed` says that addresses allow it, and
 // one by one at the array's end, with zeros beyond it
 template <typename T>
 __device__ inline Values<T> load_pack(const T* a, index_t i, index_t n, bool packed) {
+    if (packed && i + Pack<T>::N <= n) return load<Pack<T>::N>(a + i);
     Values<T> values;
-    if (packed && i + Pack<T>::N <= n) {
-        const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(a + i);
-#pragma unroll
-        for (int j = 0; j < Pack<T>::N; j++) values.v[j] = pack.v[j];
-        return values;
-    }
 #pragma unroll
     for (int j = 0; j < Pack<T>::N; j++) values.v[j] = i + j < n ? wide<T>(a[i + j]) : wide<T>(0);
     return values;
@@ -50,16 +71,24 @@ __device__ inline Values<T> load_pack(const T* a, index_t i, index_t n, bool pac
 
 template <typename T>
 __device__ inline void store_pack(T* a, index_t i, index_t n, bool packed, const Values<T>& values) {
-    if (packed && i + Pack<T>::N <= n) {
-        Pack<T> pack;
-#pragma unroll
-        for (int j = 0; j < Pack<T>::N; j++) pack.v[j] = T(values.v[j]);
-        *reinterpret_cast<Pack<T>*>(a + i) = pack;
-        return;
-    }
+    if (packed && i + Pack<T>::N <= n) return store(a + i, values);
 #pragma unroll
     for (int j = 0; j < Pack<T>::N; j++)
         if (i + j < n) a[i + j] = T(values.v[j]);
+}
+
+// What an array of m, one element a column, has for N neighbouring elements of a matrix of m columns; the last column
+// is followed by the first. packed: N divides m, and the address allows transactions of 16 bytes.
+template <int N, typename T>
+__device__ inline Values<T, N> load_columns(const T* a, index_t column, index_t m, bool packed) {
+    if (packed) return load<N>(a + column);
+    Values<T, N> values;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        values.v[j] = a[column];
+        column = column + 1 == m ? 0 : column + 1;
+    }
+    return values;
 }
 
 // for i = the first element of each of this thread's packs
@@ -110,16 +139,6 @@ __device__ inline T warp_sum(T v) {
     return v;
 }
 
-// A NaN may be lost: whoever calls this meets it again in the values themselves
-template <typename T>
-__device__ inline T warp_max(T v) {
-    for (int offset = 16; offset > 0; offset >>= 1) {
-        T other = __shfl_xor_sync(FULL_WARP, v, offset);
-        v = other > v ? other : v;
-    }
-    return v;
-}
-
 // The sum over a one-dimensional block, for all of its threads
 template <typename T>
 __device__ inline T block_sum(T v) {
@@ -155,40 +174,3 @@ __device__ inline bool grid_sum(double v, double* partial, unsigned* sync, doubl
     *total = block_sum(v);
     return threadIdx.x == 0;
 }
-
-// Column sums of (rows, m): blocks of 32 x 8 threads, 32 columns by one chunk of rows each
-constexpr int TILE_COLUMNS = 32, TILE_ROWS = 8;
-
-// The sum over threadIdx.y, for the threads with threadIdx.y == 0
-template <typename T>
-__device__ inline T tile_sum(T v) {
-    __shared__ T tile[TILE_ROWS][TILE_COLUMNS];
-    __syncthreads();
-    tile[threadIdx.y][threadIdx.x] = v;
-    __syncthreads();
-    T total = 0;
-    if (threadIdx.y == 0)
-        for (int r = 0; r < TILE_ROWS; r++) total += tile[r][threadIdx.x];
-    return total;
-}
-
-// The same, for all threads of the tile
-template <typename T>
-__device__ inline T tile_sum_all(T v) {
-    __shared__ T tile[TILE_ROWS][TILE_COLUMNS];
-    __syncthreads();
-    tile[threadIdx.y][threadIdx.x] = v;
-    __syncthreads();
-    T total = 0;
-    for (int r = 0; r < TILE_ROWS; r++) total += tile[r][threadIdx.x];
-    return total;
-}
-
-// The rows of this block's chunk
-struct Chunk {
-    index_t begin, end;
-    __device__ Chunk(index_t rows, index_t rows_per_chunk) {
-        begin = blockIdx.y * rows_per_chunk;
-        end = begin + rows_per_chunk < rows ? begin + rows_per_chunk : rows;
-    }
-};

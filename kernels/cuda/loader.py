@@ -214,13 +214,30 @@ class Kernels:
         blocks = -(-rows // (self.THREADS // 32))
         return (max(1, min(blocks, self.most_blocks)),), (self.THREADS,)
 
-    def tiles(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    def tiles(self, rows: int, columns: int, at_once: int = 1) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Grid and block of a column sum, and rows per chunk; ``grid[1]`` is the number of chunks.
 
-        Enough chunks to fill the device, but none of fewer than 64 rows: with one chunk the sum is
-        done, with more it needs a second pass.
+        `at_once` is the number of neighbouring elements that a thread reads. Enough chunks to fill the device, but
+        none of fewer than 64 rows, or four a thread: with one chunk the sum is done, with more it needs a second pass.
         """
-        tiles = max(1, -(-columns // 32))
-        chunks = max(1, min(self.most_blocks // tiles, -(-rows // 64)))
+        across = min(_across(columns, at_once), 32)
+        tiles = max(1, -(-columns // (across * at_once)))
+        fewest = max(64, 4 * self.THREADS // across)
+        chunks = max(1, min(self.most_blocks // tiles, -(-rows // fewest)))
         rows_per_chunk = max(1, -(-rows // chunks))
-        return (tiles, max(1, -(-rows // rows_per_chunk))), (32, 8), rows_per_chunk
+        return (tiles, max(1, -(-rows // rows_per_chunk))), (self.THREADS,), rows_per_chunk
+
+    def row_tiles(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Grid and block of ``softmax_xent``, and the rows that a block takes at a time.
+
+        Few enough that a block finds them in the cache when it reads them again, and that a small batch occupies more
+        than one multiprocessor; and no more blocks than whose sums of columns take 64 MiB in float32.
+        """
+        at_a_time = max(8, min(64, 8192 // max(columns, 1), -(-rows // self.most_blocks)))
+        blocks = min(-(-rows // at_a_time), self.most_blocks, max(1, (1 << 24) // max(columns, 1)))
+        return (max(1, blocks),), (self.THREADS,), at_a_time
+
+
+def _across(columns: int, at_once: int) -> int:
+    """As many threads as `columns` need with `at_once` each, as a power of two."""
+    return 1 << max(0, -(-columns // at_once) - 1).bit_length()

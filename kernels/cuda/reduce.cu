@@ -1,19 +1,32 @@
 // Sums: over the chunks of a column sum, of squares for the gradient's norm; elementwise in place.
-#include "common.cuh"
+#include "columns.cuh"
+
+template <int N, typename T>
+__device__ inline void column_finish_packed(const T* partial, T* out, index_t chunks, index_t m) {
+    const Tile<N> tile(m, blockIdx.x, MOST_ACROSS);
+    T sum[N] = {};
+    if (tile.column < m)
+#pragma unroll 2
+        for (index_t c = tile.row; c < chunks; c += tile.down) {
+            const Values<T, N> v = load<N>(partial + c * m + tile.column);
+#pragma unroll
+            for (int k = 0; k < N; k++) sum[k] += v.v[k];
+        }
+    tile.sum(sum);
+    tile.write(out, m, sum);
+}
 
 // out[j] = sum over chunks of partial[chunk, j]; blockIdx.y picks the first or the second pair. Blocks are tiles: there
 // may be a thousand chunks of a few columns, too many for one thread after the other to wait for.
 template <typename T>
 __global__ void __launch_bounds__(256)
-column_finish(const T* partial0, T* out0, const T* partial1, T* out1, index_t chunks, index_t m) {
+column_finish(const T* partial0, T* out0, const T* partial1, T* out1, index_t chunks, index_t m, index_t at_once) {
     const T* partial = blockIdx.y == 0 ? partial0 : partial1;
     T* out = blockIdx.y == 0 ? out0 : out1;
-    index_t column = blockIdx.x * (index_t)TILE_COLUMNS + threadIdx.x;
-    T sum = 0;
-    if (column < m)
-        for (index_t c = threadIdx.y; c < chunks; c += TILE_ROWS) sum += partial[c * m + column];
-    sum = tile_sum(sum);
-    if (threadIdx.y == 0 && column < m) out[column] = sum;
+    if (at_once > 1)
+        column_finish_packed<Pack<T>::N>(partial, out, chunks, m);
+    else
+        column_finish_packed<1>(partial, out, chunks, m);
 }
 
 // out[0] = sum of squares in double. With state: also the factor that clips the global norm.

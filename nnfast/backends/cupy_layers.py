@@ -105,13 +105,18 @@ class CudaLayers:
         self, t: str, act: Activation, dy: Array, saved: Array | None, dz: Array | None, db: Array
     ) -> None:
         """``dz = dy * f'`` and ``db = dz.sum(0)`` in one reading; without `dz`, ``db = dy.sum(0)``."""
-        rows, columns = dy.shape
-        grid, block, per_chunk = self._kernels.tiles(rows, columns)
+        grid, block, per_chunk, at_once = self._tiles(dy, saved, dz)
         functor = loader.ACTIVATIONS[act.name]
         (sums,) = self._chunk_sums(grid[1], db)
-        arguments = (dy, saved, dz, sums, rows, columns, per_chunk, float(act.alpha))
+        arguments = (dy, saved, dz, sums, *dy.shape, per_chunk, at_once, float(act.alpha))
         self._launch("activation", "act_grad_bias", (t, functor), (grid, block), *arguments)
         self._finish_chunks(grid[1], (sums, db))
+
+    def _tiles(self, *arrays: Array | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+        """Grid, block, rows of a chunk and elements at once of a kernel that sums up columns of 2-d `arrays`."""
+        rows, columns = next(x.shape for x in arrays if x is not None)
+        at_once = _packed(columns, *arrays)
+        return *self._kernels.tiles(rows, columns, at_once), at_once
 
     def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
         """Where column sums go: straight to `outs`, or to scratch where there is more than one chunk."""
@@ -126,10 +131,11 @@ class CudaLayers:
         if chunks == 1 and all(sums is out for sums, out in pairs):
             return
         t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
-        grid, block, _ = self._kernels.tiles(1, columns)
+        at_once = _packed(columns, *(sums for sums, _ in pairs))
+        grid, block, _ = self._kernels.tiles(1, columns, at_once)
         first, second = pairs[0], pairs[-1]
         shape = ((grid[0], len(pairs)), block)
-        self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns)
+        self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns, at_once)
 
     # ---- random numbers and rows ----------------------------------------------------------------
     def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
@@ -199,9 +205,9 @@ class CudaLayers:
         t = self._type(dy, x, dx, wide=(gamma, mean, rstd, dgamma, dbeta))
         if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
             return NotImplemented
-        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
-        arguments = (dy, x, mean, rstd, *sums, *x.shape, per_chunk)
+        arguments = (dy, x, mean, rstd, *sums, *x.shape, per_chunk, at_once)
         self._launch("layer_norm", "layer_norm_dparam", (t,), (grid, block), *arguments)
         self._finish_chunks(grid[1], (sums[0], dgamma), (sums[1], dbeta))
         if dx is not None:  # last, because it may overwrite dy
@@ -215,11 +221,12 @@ class CudaLayers:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
         if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
-        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        grid, block, per_chunk, at_once = self._tiles(x)
         size = grid[1] * mean.size
         scratch = self._scratch(f"columns {mean.dtype.char}", 2 * size, mean.dtype)
         means, deviations = scratch[:size], scratch[size : 2 * size]
-        self._launch("batch_norm", "batch_stats", (t,), (grid, block), x, means, deviations, *x.shape, per_chunk)
+        arguments = (x, means, deviations, *x.shape, per_chunk, at_once)
+        self._launch("batch_norm", "batch_stats", (t,), (grid, block), *arguments)
         shape = self._kernels.flat(mean.size, per_thread=1)
         arguments = (means, deviations, mean, var, *x.shape, per_chunk, grid[1])
         self._launch("batch_norm", "batch_stats_finish", (loader.SCALARS[mean.dtype.char],), shape, *arguments)
@@ -241,9 +248,9 @@ class CudaLayers:
         t = self._type(dy, x, dx, wide=(gamma, mean, var, dgamma, dbeta))
         if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
             return NotImplemented
-        grid, block, per_chunk = self._kernels.tiles(*x.shape)
+        grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
-        arguments = (dy, x, mean, var, *sums, *x.shape, per_chunk, float(eps))
+        arguments = (dy, x, mean, var, *sums, *x.shape, per_chunk, at_once, float(eps))
         self._launch("batch_norm", "batch_norm_dparam", (t,), (grid, block), *arguments)
         self._finish_chunks(grid[1], (sums[0], dgamma), (sums[1], dbeta))
         if dx is not None:
@@ -280,6 +287,14 @@ class CudaLayers:
         shape = self._kernels.flat(mean.size, per_thread=1)
         self._launch("batch_norm", "batch_norm_track", (t,), shape, *arguments)
         return None
+
+
+def _packed(columns: int, *arrays: Array | None) -> int:
+    """How many elements of rows of `columns` can be moved at once: 16 bytes, where that divides them, or one."""
+    held = [x for x in arrays if x is not None]
+    at_once = 16 // held[0].dtype.itemsize
+    fits = columns % at_once == 0 and all(x.data.ptr % 16 == 0 for x in held)
+    return at_once if fits else 1
 
 
 def _fits(

@@ -15,7 +15,6 @@ from ..kernels.cuda import loader
 from .base import Array
 
 _ONE_THREAD = ((1,), (1,))
-_LANES = 32  # of a warp
 
 
 class CudaSteps:
@@ -87,15 +86,15 @@ class CudaSteps:
         if (weights := self._weight(weight, len(logits), state)) is None:
             return NotImplemented
         args = (t, "index_t" if hard else loader.SCALARS[labels.dtype.char])
-        shape = self._kernels.warps(len(logits))
-        sums = self._sums_of(dlogits, shape[0][0])
-        arguments = (logits, labels, *weights, state, dlogits, sums, *logits.shape, float(smoothing))
-        self._launch("xent", "softmax_xent", args, shape, *arguments, self._partial(), self._sync())
+        grid, block, at_a_time = self._kernels.row_tiles(*logits.shape)
+        sums = self._sums_of(dlogits, grid[0])
+        arguments = (logits, labels, *weights, state, dlogits, sums, *logits.shape, float(smoothing), at_a_time)
+        self._launch("xent", "softmax_xent", args, (grid, block), *arguments, self._partial(), self._sync())
         return None
 
     def _sums_of(self, dlogits: Array | None, blocks: int) -> Array | None:
         """Where a recorded step's loss leaves the column sums of its gradient: the next call may want them."""
-        if dlogits is None or self._recording.auxiliary is None or dlogits.shape[1] > _LANES:
+        if dlogits is None or self._recording.auxiliary is None:
             return None
         dtype = loader.WIDE[dlogits.dtype.char]
         sums = self._scratch(f"loss {dtype}", blocks * dlogits.shape[1], dtype)[: blocks * dlogits.shape[1]]

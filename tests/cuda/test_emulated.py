@@ -312,13 +312,29 @@ def test_array_likes_of_the_host(emulated_cuda: EmulatedBackend) -> None:
 # ---- the launch shapes -----------------------------------------------------------------------------
 @pytest.mark.parametrize("multiprocessors", [1, 2, 132])
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000, 100_000])
-@pytest.mark.parametrize("columns", [1, 31, 33, 5000])
-def test_tiles_cover_all_rows_and_columns(multiprocessors: int, rows: int, columns: int) -> None:
-    (tiles, chunks), block, per_chunk = loader.Kernels(None, multiprocessors).tiles(rows, columns)
-    assert tiles * block[0] >= columns > (tiles - 1) * block[0]
+@pytest.mark.parametrize(("columns", "at_once"), [(1, 1), (31, 1), (33, 1), (5000, 1), (4, 4), (72, 8), (5000, 2)])
+def test_tiles_cover_all_rows_and_columns(multiprocessors: int, rows: int, columns: int, at_once: int) -> None:
+    (tiles, chunks), block, per_chunk = loader.Kernels(None, multiprocessors).tiles(rows, columns, at_once)
+    across = min(-(-columns // tiles), 32 * at_once)  # a tile's columns
+    assert tiles == -(-columns // (32 * at_once))
+    assert tiles * across >= columns
+    assert block == (256,)
     assert chunks * per_chunk >= rows > (chunks - 1) * per_chunk
     assert 1 <= chunks <= 65535
     assert chunks == 1 or per_chunk >= 32
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("rows", [1, 8, 65, 65_536, 10**7])
+@pytest.mark.parametrize("columns", [1, 10, 1000, 50_000, 10**6])
+def test_every_block_of_a_loss_has_rows(multiprocessors: int, rows: int, columns: int) -> None:
+    kernels = loader.Kernels(None, multiprocessors)
+    (blocks,), block, at_a_time = kernels.row_tiles(rows, columns)
+    assert block == (256,)
+    assert 8 <= at_a_time <= 64
+    assert (blocks - 1) * at_a_time < rows
+    assert 1 <= blocks <= kernels.most_blocks
+    assert blocks * columns <= max(1 << 24, columns)
 
 
 def test_large_and_empty_launches() -> None:

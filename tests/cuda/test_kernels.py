@@ -16,7 +16,8 @@ from nnfast.selftest.operations import Operations
 from tests.cuda.emulator import emulated_backend
 from tests.cuda.host_shim import HostShim
 
-SHAPES = [(300, 37), (1, 1), (33, 64), (7, 3)]
+# Odd sizes, which are moved one by one; short rows in packs of 16 bytes; and more columns than a block has threads for
+SHAPES = [(300, 37), (1, 1), (33, 64), (7, 3), (150, 24), (20, 1032)]
 
 
 def run(
@@ -111,3 +112,20 @@ def test_every_instantiation_runs() -> None:
         bk.unscale(wide, bk.zeros(S.SIZE, "float64"))
         launched.update(bk.counts.kernels)
     assert launched - {"cublasLtMatmul"} == {name for file in FILES for name in expressions(file)}
+
+
+@pytest.mark.parametrize("columns", [3, 4, 40, 201])
+def test_softmax_of_what_is_not_finite(columns: int) -> None:
+    """One reading finds the maximum and the sum: infinities and NaN come out as of two."""
+    z = np.random.default_rng(0).standard_normal((7, columns))
+    z[0, 0] = z[4, :] = z[5, -1] = np.nan
+    z[1, :] = z[2, 1] = z[6, :2] = -np.inf
+    z[3, 0] = np.inf
+    found = []
+    for bk in (emulated_backend(), NumpyBackend()):
+        out = bk.zeros(z.shape, "float64")
+        with np.errstate(invalid="ignore"):
+            bk.act("softmax", bk.asarray(z), out=out)
+        found.append(bk.to_numpy(out))
+    np.testing.assert_allclose(*found, rtol=1e-12)
+    assert list(np.isnan(found[0]).all(1)) == [True, True, False, True, True, True, False]
