@@ -78,6 +78,32 @@ def squares(I, F, task):
     pointer_f64(I[3])[task] = total
 
 
+def penalise(I, F, task):
+    """I: param, size, chunk, grad, state, parts (float64); F: strength."""
+    first = task * I[2]
+    weight = pointer_f64(I[4])[S.BATCH_WEIGHT]
+    factor = T(F[0] / (1.0 if weight == 0.0 else weight))
+    param, grad = ptr(I[0] + first * T_SIZE), ptr(I[3] + first * T_SIZE)
+    total = 0.0
+    for i in range(min(I[2], I[1] - first)):
+        grad[i] += factor * param[i]
+        v = D(param[i])
+        total += v * v
+    pointer_f64(I[5])[task] = total
+
+
+def add_penalty(I, F, task):
+    """LOSS and LOSS_SUM after :func:`penalise`; I: state, parts, their number; F: what a sum of squares is worth."""
+    state = pointer_f64(I[0])
+    total = 0.0
+    for i in range(I[2]):
+        total += pointer_f64(I[1])[i]
+    weight = state[S.BATCH_WEIGHT]
+    penalty = F[0] * total / (1.0 if weight == 0.0 else weight)
+    state[S.LOSS] += penalty
+    state[S.LOSS_SUM] += penalty * weight
+
+
 @njit(forceinline=True)
 def philox(block, stream, step_low, step_high, key_0, key_1):
     """Philox 4x32-10 on 32-bit words held in 64 bits; see ``nnfast/random.py``."""
@@ -161,6 +187,17 @@ def dropout_call(x: np.ndarray, state: np.ndarray, rate: float, threshold: int, 
         kernel(dropout, x.dtype), ints, scale, tiles.number, keep=(x, state, out),
         tiles=tiles, reads=(x,), writes=(out,), nanoseconds=3.0 * x.size,
     )  # fmt: skip
+
+
+def l2_penalty_calls(
+    param: np.ndarray, grad: np.ndarray, state: np.ndarray, strength: float, share: float
+) -> list[Call]:
+    """``grad += strength * param / BATCH_WEIGHT``, and the penalty in LOSS and LOSS_SUM, summed up in a fixed order."""
+    parts = np.empty(tuning.chunks(param.size, threads.count())[1])
+    tail = (grad.ctypes.data, state.ctypes.data, parts.ctypes.data)
+    call = _call(penalise, param.dtype, param.size, (param.ctypes.data,), tail, [strength], (param, grad, state, parts))
+    ints = np.array([state.ctypes.data, parts.ctypes.data, len(parts)], np.int64)
+    return [call, Call(kernel(add_penalty), ints, np.array([0.5 * strength * share]), keep=(state, parts))]
 
 
 def sq_norm_calls(x: np.ndarray, out: np.ndarray) -> list[Call]:

@@ -98,7 +98,7 @@ _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
     "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
-    "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "clip_value"), _WIDE_TYPES), "add": _TYPES},
+    "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES), "add": _TYPES},
     "dropout": {"dropout": _TYPES},
     "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
     "scatter": {"add_at_rows": _WIDE_TYPES},

@@ -49,6 +49,32 @@ sq_norm(const T* x, index_t n, double* out, double* state, double max_norm, doub
     }
 }
 
+// grad += strength * param / BATCH_WEIGHT, and share * strength / 2 * |param|^2 / BATCH_WEIGHT in LOSS and LOSS_SUM
+template <typename T>
+__global__ void __launch_bounds__(256)
+l2_penalty(const T* param, T* grad, index_t n, double* state, double strength, double share, double* partial,
+           unsigned* sync) {
+    constexpr int N = Pack<T>::N;
+    const double weight = state[STATE_BATCH_WEIGHT], divisor = weight == 0 ? 1.0 : weight;
+    const T factor = T(strength / divisor);
+    double sum = 0, total;
+    bool packed = aligned16(param) && aligned16(grad);
+    PACK_STRIDE(i, n, N) {
+        const Values<T> p = load_pack(param, i, n, packed);
+        Values<T> g = load_pack(grad, i, n, packed);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            g.v[j] += factor * p.v[j];
+            sum += (double)p.v[j] * p.v[j];
+        }
+        store_pack(grad, i, n, packed, g);
+    }
+    if (!grid_sum(sum, partial, sync, &total)) return;
+    const double penalty = 0.5 * strength * share * total / divisor;
+    state[STATE_LOSS] += penalty;
+    state[STATE_LOSS_SUM] += penalty * weight;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(256) clip_value(T* x, index_t n, double limit) {
     T top = T(limit);

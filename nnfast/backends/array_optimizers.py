@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..kernels import step_state as S
 
 Array = Any
@@ -25,6 +27,13 @@ class ArrayOptimizers:
         self.sq_norm(grad, out=state[S.GRAD_SQ_NORM : S.GRAD_SQ_NORM + 1])
         norm = self.xp.sqrt(state[S.GRAD_SQ_NORM])
         state[S.GRAD_SCALE] = self.xp.minimum(1.0, max_norm / (norm + 1e-6))
+
+    def l2_penalty(self, param: Array, grad: Array, state: Array, *, strength: float, share: float = 1.0) -> None:
+        weight = float(state[S.BATCH_WEIGHT]) or 1.0
+        grad += strength / weight * param
+        total = 0.5 * strength * share * (param.astype(np.float64) ** 2).sum()
+        state[S.LOSS] += total / weight
+        state[S.LOSS_SUM] += total / weight * state[S.BATCH_WEIGHT]
 
     def unscale(self, grad: Array, state: Array) -> None:
         if state[S.BAD_STEP] != 0:

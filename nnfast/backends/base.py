@@ -374,6 +374,14 @@ class Backend(ABC):
         """``GRAD_SQ_NORM = |grad|**2; GRAD_SCALE = min(1, max_norm / (|grad| + 1e-6))``."""
 
     @abstractmethod
+    def l2_penalty(self, param: Array, grad: Array, state: Array, *, strength: float, share: float = 1.0) -> None:
+        """``grad += strength * param / BATCH_WEIGHT``, the gradient of ``P = strength / 2 * |param|**2 / BATCH_WEIGHT``.
+
+        ``share * P`` is added to LOSS, and times BATCH_WEIGHT to LOSS_SUM; a BATCH_WEIGHT of 0 counts as 1. Of arrays of
+        any one shape.
+        """
+
+    @abstractmethod
     def unscale(self, grad: Array, state: Array) -> None:
         """``grad /= LOSS_SCALE``, and what follows for this step and the next ones; nothing once BAD_STEP is set.
 

@@ -131,6 +131,14 @@ class CudaSteps:
         self._launch("reduce", "sq_norm", (t,), shape, x, x.size, out, state, max_norm, self._partial(), self._sync())
         return None
 
+    def l2_penalty(self, param: Array, grad: Array, state: Array, *, strength: float, share: float = 1.0) -> Any:
+        t = self._wide_type(param, grad)
+        if t is None or param.shape != grad.shape:
+            return NotImplemented
+        arguments = (param, grad, param.size, state, float(strength), float(share), self._partial(), self._sync())
+        self._launch("reduce", "l2_penalty", (t,), self._kernels.flat(param.size), *arguments)
+        return None
+
     def clip_value(self, grad: Array, *, limit: float) -> Any:
         t = self._wide_type(grad)
         if t is None:

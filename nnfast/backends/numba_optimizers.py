@@ -64,6 +64,14 @@ class NumbaOptimizers:
         self._emit(*pointwise.sq_norm_calls(grad, state[S.GRAD_SQ_NORM : S.GRAD_SQ_NORM + 1]))
         self._emit(steps.state_call(steps.scale_to_norm, state, value=max_norm))
 
+    def l2_penalty(self, param: Array, grad: Array, state: Array, *, strength: float, share: float = 1.0) -> None:
+        if not (native(param, grad) and is_state(state)):
+            self._numpy("l2_penalty", param, grad, state, strength=strength, share=share)
+            return
+        shapes("l2_penalty", grad=(grad, param.shape))
+        writable("l2_penalty", grad=grad)
+        self._emit(*pointwise.l2_penalty_calls(param, grad, state, float(strength), float(share)))
+
     def unscale(self, grad: Array, state: Array) -> None:
         self._numpy("unscale", grad, state)  # of use to no precision of this backend
 

@@ -192,6 +192,10 @@ class Operations:
         clipped = self._out("clip_value", size, full=True)
         self._call("copy", grad, out=clipped)
         self._call("clip_value", clipped, limit=0.1)
+        penalised = self._out("l2_penalty", size, full=True)
+        self._call("copy", grad, out=penalised)
+        charged = self._state("l2_penalty state", LOSS=1.5, BATCH_WEIGHT=4.0, LOSS_SUM=6.0)
+        self._call("l2_penalty", self._data(size, full=True), penalised, charged, strength=0.3, share=0.5)
         self._call("ema_step", grad, self._out("ema", size, full=True), state)
 
         def step(method: str, label: str, moments: list[Any], **options: Any) -> None:

@@ -497,6 +497,21 @@ def test_clipping(rng, dtype, size, bad):
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+@dtypes
+@pytest.mark.parametrize("size", [1, 1000, 100_001])
+@pytest.mark.parametrize("weight", [0.0, 7.5])
+def test_l2_penalty(rng, dtype, size, weight):
+    param, grad = rng.standard_normal((2, size)).astype(dtype)
+    state = new_state(LOSS=2.0, LOSS_SUM=3.0, BATCH_WEIGHT=weight)
+    want, got = both(lambda bk, g, s: bk.l2_penalty(param, g, s, strength=0.3, share=0.5), grad, state)
+    close(got[0], want[0], dtype)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-12)
+    divisor = weight or 1.0
+    close(got[0], grad + 0.3 / divisor * param, dtype)
+    penalty = 0.5 * 0.15 * (param.astype(np.float64) ** 2).sum() / divisor
+    np.testing.assert_allclose(got[1][[S.LOSS, S.LOSS_SUM]], [2.0 + penalty, 3.0 + penalty * weight], rtol=1e-12)
+
+
 # ---- optimizers ---------------------------------------------------------------------------------------
 # name: (own arrays, hyperparameters, keywords)
 OPTIMIZERS = {
