@@ -32,7 +32,7 @@ ORDER = (
     {"exporting", "training"},
     {"model"},
     {"datasets", "preprocessing", "plotting", "scratch", "testing"},
-    {"interop", "selftest"},
+    {"interop", "selftest", "sklearn"},
     {"bench"},
     {"cli"},
     {"__main__"},

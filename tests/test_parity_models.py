@@ -172,7 +172,7 @@ def test_iterable_of_batches_and_streaming(any_backend, monkeypatch, streamed):
     """Where rows come from makes no difference: the device's memory, the host's, or the user's own batches."""
     resident = train("regressor", any_backend, shuffle=streamed, validation_split=0.0, sample_weight=None)
     if streamed:
-        monkeypatch.setattr("nnfast.training.loop._fits", lambda *_: False)
+        monkeypatch.setattr("nnfast.training.loop.fits_on", lambda *_: False)
         other = train("regressor", any_backend, validation_split=0.0, sample_weight=None)
     else:
         make, y, _ = MODELS["regressor"]

@@ -125,9 +125,9 @@ def adam(I, F, task):
     shrink = T(1.0 - state[S.LR] * state[S.WEIGHT_DECAY] if DECOUPLED else 1.0)
     beta1, rest1 = T(state[S.P0]), T(1.0 - state[S.P0])
     beta2, rest2 = T(state[S.P1]), T(1.0 - state[S.P1])
-    eps = T(state[S.P2])
     rate = T(state[S.LR] / (1.0 - state[S.P0] ** step))
     root = T(1.0 / sqrt(1.0 - state[S.P1] ** step))
+    eps = T(state[S.P2] * (root if state[S.P3] != 0.0 else 1.0))
     bad = False
     for i in range(count):
         g = multiply_add(decay, p[i], GRADIENT(grad, i, apart, scale))

@@ -114,6 +114,7 @@ struct Adam : AdamRule<T> {
         keep = T(1.0 - state[STATE_LR] * state[STATE_WEIGHT_DECAY]);
         step = T(state[STATE_LR] / this->correction(state, STATE_P0));
         root = T(sqrt(this->correction(state, STATE_P1)));
+        if (state[STATE_P3] != 0) this->eps /= root;
     }
     __device__ void update(T* v) const {
         T g = DECOUPLED ? this->scale * v[1] : this->gradient(v);

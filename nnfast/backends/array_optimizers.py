@@ -123,7 +123,8 @@ class ArrayOptimizers:
         beta1, beta2, eps, t = (float(state[i]) for i in (S.P0, S.P1, S.P2, S.STEP))
         new_m = beta1 * m + (1.0 - beta1) * g
         new_v = beta2 * v + (1.0 - beta2) * g * g
-        denominator = self.xp.sqrt(new_v) / (1.0 - beta2**t) ** 0.5 + eps
+        root = (1.0 - beta2**t) ** 0.5
+        denominator = self.xp.sqrt(new_v) / root + (eps / root if state[S.P3] != 0 else eps)
         start = param * (1.0 - lr * float(state[S.WEIGHT_DECAY])) if decoupled else param
         new = start - lr / (1.0 - beta1**t) * new_m / denominator
         self._commit(state, (param, new), (m, new_m), (v, new_v))

@@ -375,10 +375,10 @@ class Backend(ABC):
 
     @abstractmethod
     def l2_penalty(self, param: Array, grad: Array, state: Array, *, strength: float, share: float = 1.0) -> None:
-        """``grad += strength * param / BATCH_WEIGHT``, the gradient of ``P = strength / 2 * |param|**2 / BATCH_WEIGHT``.
+        """``grad += strength * param / BATCH_WEIGHT``, the gradient of a penalty on arrays of any one shape.
 
-        ``share * P`` is added to LOSS, and times BATCH_WEIGHT to LOSS_SUM; a BATCH_WEIGHT of 0 counts as 1. Of arrays of
-        any one shape.
+        ``share * strength / 2 * (param**2).sum() / BATCH_WEIGHT`` is added to LOSS, and times BATCH_WEIGHT to LOSS_SUM;
+        a BATCH_WEIGHT of 0 counts as 1.
         """
 
     @abstractmethod
@@ -414,7 +414,10 @@ class Backend(ABC):
 
     @abstractmethod
     def adam_step(self, param: Array, grad: Array, m: Array, v: Array, state: Array, *, decoupled: bool) -> None:
-        """P0 beta1, P1 beta2, P2 eps; with `decoupled`, ``param *= 1 - LR * WEIGHT_DECAY`` first (AdamW)."""
+        """P0 beta1, P1 beta2, P2 eps, P3 not 0 where eps is divided by ``sqrt(1 - P1**t)``, too.
+
+        With `decoupled`, ``param *= 1 - LR * WEIGHT_DECAY`` first (AdamW).
+        """
 
     @abstractmethod
     def adamax_step(self, param: Array, grad: Array, m: Array, u: Array, state: Array) -> None:

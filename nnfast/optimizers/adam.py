@@ -22,6 +22,9 @@ class Adam(Optimizer):
         Decays of the two running means, in ``[0, 1)``.
     eps : float
         Keeps the denominator away from zero.
+    epsilon_hat : bool
+        Add `eps` to the root of the second moment before its correction, not after it: the form at the end of the
+        paper's section 2, which Keras and scikit-learn have.
     **common
         As for :class:`Optimizer`; the weight decay is added to the gradient.
     """
@@ -31,15 +34,24 @@ class Adam(Optimizer):
     decoupled = False
 
     def __init__(
-        self, lr: Any = None, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, **common: Any
+        self,
+        lr: Any = None,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        epsilon_hat: bool = False,
+        **common: Any,
     ) -> None:
         super().__init__(lr, **common)
         self.beta1 = self._number("beta1", beta1, below=1.0)
         self.beta2 = self._number("beta2", beta2, below=1.0)
         self.eps = self._number("eps", eps, positive=True)
+        self.epsilon_hat = bool(epsilon_hat)
+        if self.epsilon_hat and type(self).step is not Adam.step:
+            raise ValueError(f"{type(self).__name__} has no form with epsilon_hat")
 
     def hyperparameters(self) -> dict[int, float]:
-        return {S.P0: self.beta1, S.P1: self.beta2, S.P2: self.eps}
+        return {S.P0: self.beta1, S.P1: self.beta2, S.P2: self.eps, S.P3: float(self.epsilon_hat)}
 
     def step(self, bk: Backend, param: Array, grad: Array, slots: dict[str, Array], state: Array) -> None:
         bk.adam_step(param, grad, slots["m"], slots["v"], state, decoupled=self.decoupled)

@@ -37,7 +37,7 @@ def _rates_at_once(steps: int | None, epochs: int) -> int:
     return steps * min(epochs, _MOST_RATES // steps) if steps <= _MOST_RATES else _MOST_RATES
 
 
-def _fits(backend: Backend, x: np.ndarray, dtype: Any) -> bool:
+def fits_on(backend: Backend, x: np.ndarray, dtype: Any) -> bool:
     """Whether the inputs may live on the device as `dtype`."""
     if backend.xp is np and x.dtype == dtype and x.flags.c_contiguous:
         return True  # gathered from where they are
@@ -102,7 +102,7 @@ def fit(
                 sample_weight = None if sample_weight is None else sample_weight[rows]
             # After the split: "balanced" counts the rows that are trained on
             weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)
-            kind = ResidentSource if data.on_gpu(x) or _fits(backend, x, held) else StreamedSource
+            kind = ResidentSource if data.on_gpu(x) or fits_on(backend, x, held) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
         validation = None
         if validation_data is not None:
@@ -124,7 +124,7 @@ def fit(
             precision=precision,
         )
         source.attach(engine, bool(metric_list))
-        if validation is not None and _fits(backend, validation.x, held):
+        if validation is not None and fits_on(backend, validation.x, held):
             validation.live_on(backend, held)
     try:
         return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()

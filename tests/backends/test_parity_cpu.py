@@ -525,6 +525,7 @@ OPTIMIZERS = {
     "rmsprop_both": ("rmsprop_step", (0.0, 0.0, 0.0), {"P0": 0.9, "P1": 1e-3, "P2": 0.5}, {}),
     "adam": ("adam_step", (0.0, 0.0), {"P0": 0.9, "P1": 0.999, "P2": 1e-8}, {"decoupled": False}),
     "adamw": ("adam_step", (0.0, 0.0), {"P0": 0.9, "P1": 0.999, "P2": 1e-8}, {"decoupled": True}),
+    "adam, hat": ("adam_step", (0.0, 0.0), {"P0": 0.9, "P1": 0.99, "P2": 1e-2, "P3": 1.0}, {"decoupled": False}),
     "adamax": ("adamax_step", (0.0, 0.0), {"P0": 0.9, "P1": 0.999, "P2": 1e-8}, {}),
     "nadam": ("nadam_step", (0.0, 0.0), {"P0": 0.9, "P1": 0.999, "P2": 1e-8, "P3": 0.004, "P4": 1.0}, {}),
     "lion": ("lion_step", (0.0,), {"P0": 0.9, "P1": 0.99}, {}),

@@ -486,6 +486,7 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...], dict[str, float], dict[str, An
     "rmsprop both": ("rmsprop_step", ("sq", "mean", "velocity"), {"P0": 0.9, "P1": 1e-3, "P2": 0.5}, {}),
     "adam": ("adam_step", ("m", "v"), {"P0": 0.9, "P1": 0.999, "P2": 1e-8}, {"decoupled": False}),
     "adamw": ("adam_step", ("m", "v"), {"P0": 0.9, "P1": 0.999, "P2": 1e-8}, {"decoupled": True}),
+    "adam, hat": ("adam_step", ("m", "v"), {"P0": 0.9, "P1": 0.99, "P2": 1e-2, "P3": 1.0}, {"decoupled": False}),
     "adamax": ("adamax_step", ("m", "u"), {"P0": 0.9, "P1": 0.999, "P2": 1e-7}, {}),
     "nadam": ("nadam_step", ("m", "v"), {"P0": 0.9, "P1": 0.999, "P2": 1e-8, "P3": 0.004, "P4": 0.8}, {}),
     "lion": ("lion_step", ("m",), {"P0": 0.9, "P1": 0.99}, {}),
