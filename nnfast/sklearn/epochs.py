@@ -186,6 +186,7 @@ class Epochs:
         for callback in self.callbacks:
             callback.model, callback.info = core.model, info
             callback.on_train_begin(core.model)
+            callback.on_epoch_begin(1)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import xlogy
+from scipy.special import expit, xlogy
 
 from ..losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, Poisson
 
@@ -22,6 +22,8 @@ __all__ = ["LINKS", "Objective", "objective"]
 LINKS = {"softmax": "softmax", "logistic": "sigmoid", "exp": "exp", "identity": None}
 
 _Arrays = Callable[[], np.ndarray]
+# Logits from which on 1 - p, of a probability p in float64, is rounded by more than 1e-9 of itself
+_ROUNDED = 13.0
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,22 @@ def _row_maxima(z: np.ndarray) -> np.ndarray:
 
 
 def _beyond_sigmoid(value: float, outputs: _Arrays, targets: _Arrays, weight: Any) -> float:
-    """The same for yes/no questions, summed over the columns."""
+    """The same for yes/no questions, summed over the columns.
+
+    A probability near 1 that should be 0 is wrong by as much as scikit-learn's, which takes it from 1, is rounded.
+    """
     z = outputs()
-    largest = _largest(z)
-    if weight is None and value * len(z) < largest:
+    if weight is None and value * len(z) < _ROUNDED:
         return 0.0
-    if float(np.abs(z).max()) < largest:
+    far = np.flatnonzero(np.abs(z) > _ROUNDED)
+    if not len(far):
         return 0.0
-    of_element = np.logaddexp(0.0, np.where(targets(), -z, z))
-    return -float(np.average(np.maximum(of_element - largest, 0.0), weights=weight, axis=0).sum())
+    y, far_z = targets().reshape(z.shape).ravel()[far] != 0, z.ravel()[far]
+    eps = np.finfo(z.dtype).eps
+    p = np.clip(expit(far_z), eps, 1 - eps)
+    beyond = np.zeros(z.size)
+    beyond[far] = -np.log(np.where(y, p, 1 - p)) - np.logaddexp(0.0, np.where(y, -far_z, far_z))
+    return float(np.average(beyond.reshape(z.shape), weights=weight, axis=0).sum())
 
 
 def _of_targets(value: float, outputs: _Arrays, targets: _Arrays, weight: Any) -> float:

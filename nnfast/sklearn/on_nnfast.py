@@ -1,8 +1,8 @@
 """What the two multi-layer perceptrons replace of scikit-learn's: the work.
 
 Arguments, checks, messages, the splits, shuffles and stops of a training are scikit-learn's own, and so are the random
-numbers that it draws. Where the data fit on the device, scikit-learn's loop gets the numbers of rows for data, and all of an
-epoch as one batch; what it then asks for are replayed steps of nnfast, batch by batch, the updates included.
+numbers that it draws. Where the data fit on the device, scikit-learn gets numbers of rows for data, and all of an
+epoch for a batch; what it then asks for are replayed steps of nnfast, batch by batch, the updates included.
 """
 
 from __future__ import annotations
