@@ -43,7 +43,8 @@ def _data(case: str) -> tuple[np.ndarray, np.ndarray]:
     from ..datasets import load
 
     data = load(case)
-    return data.X_train.reshape(len(data.X_train), -1).astype(np.float32) / 255, data.y_train
+    images = np.asarray(data.X_train)
+    return images.reshape(len(images), -1).astype(np.float32) / 255, np.asarray(data.y_train)
 
 
 def once(case: str, library: str, device: str) -> dict[str, float]:
@@ -54,14 +55,16 @@ def once(case: str, library: str, device: str) -> dict[str, float]:
     X, y = _data(case)
     arguments, times = CASES[case]
     if library == "nnfast":
-        from ..sklearn import MLPClassifier
+        from .. import sklearn as nnfast
 
-        arguments = {**arguments, "device": device}
+        make, arguments = nnfast.MLPClassifier, {**arguments, "device": device}
     else:
-        from sklearn.neural_network import MLPClassifier
-    MLPClassifier(**{**arguments, "max_iter": 1}, random_state=0).fit(X, y).predict(X)
+        from sklearn import neural_network
+
+        make = neural_network.MLPClassifier
+    make(**{**arguments, "max_iter": 1}, random_state=0).fit(X, y).predict(X)
     began = time.perf_counter()
-    estimator = MLPClassifier(**arguments, random_state=0).fit(X, y)
+    estimator = make(**arguments, random_state=0).fit(X, y)
     fitted = time.perf_counter() - began
     seconds = []
     for _ in range(times):

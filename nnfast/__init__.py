@@ -47,6 +47,7 @@ _NAMES = {
     ),
     "NeuralNetwork": "scratch",
     "WeightPath": "plotting",
+    "TrainingCheckpoint": "training.resuming",
     "ProgressBar": "training.progress",
     **dict.fromkeys(
         (
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     )
     from .training.history import History
     from .training.progress import ProgressBar
+    from .training.resuming import TrainingCheckpoint
     from .training.trainer import Trainer
 
 

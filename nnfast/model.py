@@ -78,6 +78,7 @@ class Sequential(Network):
         callbacks: Sequence[Callback] = (),
         seed: int | None = None,
         verbose: int = 1,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train the model; called again, it goes on from where it stood.
 
@@ -121,6 +122,10 @@ class Sequential(Network):
             One seed gives the same initial weights, shuffles and dropout masks on every backend.
         verbose : int
             0 is silent, 1 shows a bar on a terminal and lines elsewhere, 2 always lines.
+        resume : path_like, optional
+            A file of :class:`~nnfast.TrainingCheckpoint`: the fit that wrote it goes on, from the step that it was at.
+            Data and arguments must be those of that fit; on the same backend with as many threads the result is the
+            same to the last bit.
 
         Returns
         -------
@@ -167,6 +172,7 @@ class Sequential(Network):
             callbacks=callbacks,
             seed=seed,
             verbose=verbose,
+            resume=resume,
         )
 
     # ---- inference -------------------------------------------------------------------------------------

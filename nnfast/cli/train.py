@@ -43,6 +43,15 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For weights, split and shuffle.")
 @click.option("--out", metavar="FILE", help="Model file; default: NAME.safetensors in this folder.")
 @click.option("--plot", metavar="FILE", help="Picture of the curves; default: NAME.png in this folder.")
+@click.option("--checkpoint", metavar="FILE", help="Keep all that the training needs to go on in this file.")
+@click.option("--every-steps", type=click.IntRange(1), metavar="N", help="Steps between two checkpoints.")
+@click.option(
+    "--every-minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="Minutes between two checkpoints; 5 where neither is given.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, with the other options as they were.")
 @click.option("--no-save", is_flag=True, help="Write only the files that --out and --plot name.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not show the epochs.")
 @output_options
@@ -71,6 +80,10 @@ def run(
     seed: int,
     out: str | None,
     plot: str | None,
+    checkpoint: str | None,
+    every_steps: int | None,
+    every_minutes: float | None,
+    resume: bool,
     no_save: bool,
     quiet: bool,
     **hyperparameters: Any,
@@ -89,6 +102,7 @@ def run(
 
     # whatever can be found wrong is found before the training
     model_path, plot_path = _outputs(source, out, plot, no_save)
+    savers = _savers(checkpoint, every_steps, every_minutes, resume)
     widths = None if layers is None else parse_layers(layers)
     used, why = device_line(device)
     data = datasets.load(source, target, task, drop=drop, report=echo)
@@ -126,6 +140,7 @@ def run(
             ["device", f"{used} ({why}), {precision}"],
         ]
     )
+    stopper = [EarlyStopping("val_loss", recipe.patience)] if recipe.patience and ready.validation else []
     began = time.perf_counter()
     history = model.fit(
         ready.x,
@@ -138,9 +153,10 @@ def run(
         precision=precision,
         validation_data=ready.validation,
         metrics=("accuracy",) if classes else (),
-        callbacks=[EarlyStopping("val_loss", recipe.patience)] if recipe.patience and ready.validation else [],
+        callbacks=[*savers, *stopper],
         seed=seed,
         verbose=0 if quiet else 1,
+        resume=checkpoint if resume else None,
     )
     seconds = time.perf_counter() - began
 
@@ -180,6 +196,8 @@ def run(
         "metrics": metrics,
         "seconds": seconds,
         "model": None if model_path is None else str(model_path),
+        "checkpoint": checkpoint,
+        "resumed": resume,
         "plot": None if plot_path is None else str(plot_path),
     }
 
@@ -198,6 +216,24 @@ def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tup
     if picture is None and model is not None and not no_save and importlib.util.find_spec("matplotlib"):
         picture = model.with_suffix(".png")
     return model, picture
+
+
+def _savers(path: str | None, every_steps: int | None, every_minutes: float | None, resume: bool) -> list[Any]:
+    """What writes the checkpoints that the options ask for."""
+    from ..training.resuming import TrainingCheckpoint
+
+    if path is None:
+        if resume or every_steps is not None or every_minutes is not None:
+            raise click.UsageError("--resume, --every-steps and --every-minutes need --checkpoint FILE")
+        return []
+    if every_steps is not None and every_minutes is not None:
+        raise click.UsageError("give --every-steps or --every-minutes, not both")
+    if resume and not Path(path).is_file():
+        raise click.UsageError(f"there is no checkpoint {path} to go on from")
+    check_writable(Path(path))
+    if every_steps is None and every_minutes is None:
+        every_minutes = 5.0
+    return [TrainingCheckpoint(path, every_steps=every_steps, every_minutes=every_minutes)]
 
 
 def _default_rate(optimizer: str) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..network import Network
 from . import checkpoint
@@ -40,6 +43,8 @@ class FitInfo:
         Where the model is trained.
     history : History
         Grows with each epoch.
+    resumed : bool
+        Whether the fit goes on from a checkpoint.
     """
 
     first: int
@@ -48,6 +53,7 @@ class FitInfo:
     parameters: int
     device: str
     history: History
+    resumed: bool = False
 
 
 class Callback:
@@ -104,6 +110,13 @@ class Callback:
     def on_train_end(self, model: Network) -> None:
         """After the last epoch, however training ended."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the training must keep: arrays, and what JSON can hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave, after :meth:`on_train_begin`, where a training goes on."""
+
 
 def watches_steps(callback: Callback) -> bool:
     """Whether a callback wants to be called after each step."""
@@ -120,6 +133,10 @@ def acts_between_epochs(callback: Callback) -> bool:
     # on_epochs stands for what its own class and those above it do in an epoch, not for what others do
     several, methods = owner("on_epochs"), ("on_epoch_begin", "on_progress", "on_epoch_end")
     return any(method in vars(callback) or not issubclass(several, owner(method)) for method in methods)
+
+
+# What the names of weights begin with, in the state of a callback
+_WEIGHTS = "weights/"
 
 
 class _Best:
@@ -144,6 +161,12 @@ class _Best:
             self.value = value
             return True
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": None if math.isinf(self.value) else self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = math.inf if state["best"] is None else float(state["best"])
 
 
 class EarlyStopping(Callback):
@@ -195,6 +218,17 @@ class EarlyStopping(Callback):
             self.stopped_epoch = epoch
             self.model.stop_training = True
 
+    def state_dict(self) -> dict[str, Any]:
+        weights = {f"{_WEIGHTS}{name}": array for name, array in (self._weights or {}).items()}
+        counts = {"waited": self._waited, "best_epoch": self.best_epoch}
+        return {**self._best.state_dict(), **counts, **weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best.load_state_dict(state)
+        self._waited, self.best_epoch = int(state["waited"]), int(state["best_epoch"])
+        weights = {name.removeprefix(_WEIGHTS): v for name, v in state.items() if name.startswith(_WEIGHTS)}
+        self._weights = weights or None
+
     def on_train_end(self, model: Network) -> None:
         if self._weights is not None:
             model.set_weights(self._weights)
@@ -228,6 +262,12 @@ class ModelCheckpoint(Callback):
         if not self.save_best_only or self._best.improved(logs):
             checkpoint.save(self.model, self.path.format(epoch=epoch, **logs), None)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._best.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best.load_state_dict(state)
+
 
 class CSVLogger(Callback):
     """Write the numbers of each epoch as a line of a CSV file: at once, or some ten times a second.
@@ -245,7 +285,7 @@ class CSVLogger(Callback):
 
     def on_train_begin(self, model: Network) -> None:
         self._names: list[str] | None = None
-        if self.append and self.path.exists():
+        if (self.append or self.info.resumed) and self.path.exists():
             with self.path.open(newline="") as file:
                 self._names = next(csv.reader(file), None)
         else:
@@ -267,6 +307,14 @@ class CSVLogger(Callback):
             rows = zip(*(columns.get(name, [""] * count) for name in self._names), strict=True)
             csv.writer(file).writerows(rows)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": self.path.stat().st_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Lines of epochs after the checkpoint come again
+        if self.path.exists() and self.path.stat().st_size > int(state["size"]):
+            os.truncate(self.path, int(state["size"]))
+
 
 class LearningRateLogger(Callback):
     """Keep the learning rate of every step in ``self.rates``."""
@@ -276,6 +324,12 @@ class LearningRateLogger(Callback):
 
     def on_step_end(self, step: int, logs: dict[str, float]) -> None:
         self.rates.append(logs["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rates": np.array(self.rates)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rates = np.asarray(state["rates"]).tolist()
 
 
 class StopOnNonFinite(Callback):

@@ -24,11 +24,12 @@ from ..network import Network, TrainingState
 from ..parameters import Built, build_chain, layer_names
 from ..precision import resolve
 
-__all__ = ["load", "save"]
+__all__ = ["RUN", "load", "read", "save"]
 
 _Model = TypeVar("_Model", bound=Network)
 
 FORMAT = 1
+RUN = "run/"  # names of arrays of a training that goes on begin so
 _KEY = "nnfast"  # in the safetensors metadata, which map text to text
 
 
@@ -50,8 +51,13 @@ def _sealed(header: str, tensors: Mapping[str, np.ndarray]) -> str:
 _SEAL = len(_sealed("{}", {})) - len("{")
 
 
-def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] | None) -> None:
-    """Write `model` to `path`; see ``Sequential.save``."""
+def save(
+    model: Network,
+    path: str | os.PathLike[str],
+    extra: Mapping[str, Any] | None,
+    run: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] | None = None,
+) -> None:
+    """Write `model` to `path`; see ``Sequential.save``. `run` describes a training that it is in the middle of."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -74,6 +80,9 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
         "extra": dict(model.extra if extra is None else extra),
     }
     tensors = {**params.get(), **params.get_slots()}
+    if run is not None:
+        header["run"] = dict(run[0])
+        tensors |= {RUN + name: np.ascontiguousarray(array) for name, array in run[1].items()}
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -85,7 +94,7 @@ def save(model: Network, path: str | os.PathLike[str], extra: Mapping[str, Any] 
             raise OSError(f"cannot write {path}: {error}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and tensors of a model file, with the digest checked."""
     from safetensors import SafetensorError, safe_open
 
@@ -128,7 +137,8 @@ def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path
 def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> _Model:
     """Read a model of class `kind`; see :func:`nnfast.load`."""
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors = read(path)
+    tensors = {name: array for name, array in tensors.items() if not name.startswith(RUN)}
     custom = dict(custom or {})
     try:
         chain: list[Layer] = []

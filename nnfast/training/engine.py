@@ -82,6 +82,7 @@ class Engine:
             weighted=weighted,
             lr_steps=self.lr_steps,
         )
+        self.pause_at: int | None = None  # the step after which whoever runs epochs must look
         self._ready = 0  # steps left in the table
         self._steps_per_epoch: int | None = None
         self._total_steps: int | None = None
@@ -107,6 +108,10 @@ class Engine:
     def begin_epochs(self) -> None:
         """Zero the sums and the count of the epochs that run next, and go to the first row."""
         self.backend.fill(self.plan.state[S.ROW : S.EPOCH_INDEX + 1], 0.0)
+
+    def until_pause(self, steps: int) -> int:
+        """`steps`, or as many of them as there are up to the one to pause after."""
+        return steps if self.pause_at is None else max(1, min(steps, self.pause_at - self.step))
 
     def resume(self) -> None:
         """Go on from where the model stands, which another run, or a step that was bad, may have changed."""

@@ -13,7 +13,7 @@ from ..backends.base import Backend
 from ..losses import Loss
 from ..network import Network
 from ..optimizers import Optimizer
-from . import data
+from . import data, resuming
 from .callbacks import Callback
 from .engine import Engine
 from .history import History
@@ -66,6 +66,7 @@ def fit(
     callbacks: Sequence[Callback],
     seed: int | None,
     verbose: int,
+    resume: Any = None,
 ) -> History:
     """Train `model`; the arguments are those of ``Sequential.fit``, resolved."""
     metric_list = [metrics_module.get(metric) for metric in metrics]
@@ -74,6 +75,11 @@ def fit(
         raise ValueError(f"class_weight needs a loss of classes; the targets of {type(loss).__name__} are none")
     with ExitStack() as stack:
         stack.enter_context(model.unbuilt_on_error())
+        resumed = None
+        if resume is not None:
+            resumed = resuming.resume(
+                model, resume, loss=loss, optimizer=optimizer, backend=backend, precision=precision, seed=seed
+            )
         if y is None and data.is_batches(x):
             if validation_split:
                 raise ValueError("validation_split needs arrays; give validation_data beside an iterable of batches")
@@ -104,6 +110,8 @@ def fit(
             weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)
             kind = ResidentSource if data.on_gpu(x) or fits_on(backend, x, held) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
+        if resumed is not None:
+            resumed.check((source.rows, source.batch), callbacks, resume)
         validation = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
@@ -127,7 +135,8 @@ def fit(
         if validation is not None and fits_on(backend, validation.x, held):
             validation.live_on(backend, held)
     try:
-        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose).run()
+        run = Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed, resume)
+        return run.run()
     finally:
         del engine, source, validation  # and what they hold on the device
         backend.release()

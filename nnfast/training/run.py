@@ -19,6 +19,7 @@ from .callbacks import Callback, FitInfo, StopOnNonFinite, acts_between_epochs, 
 from .engine import Engine
 from .history import History
 from .progress import ProgressBar
+from .resuming import Position, TrainingCheckpoint, threads_of
 from .sources import Source, next_chunk
 from .validation import Validation, compute_metrics
 
@@ -66,30 +67,44 @@ class Run:
         callbacks: Sequence[Callback],
         epochs: int,
         verbose: int,
+        resumed: Position | None = None,
+        path: Any = None,
     ) -> None:
         self.model, self.engine, self.source, self.validation = model, engine, source, validation
         # The bar comes last: its line of an epoch shows what the other callbacks added
         bar = [ProgressBar(lines=verbose > 1)] if verbose else []
         self.metrics, self.callbacks = metrics, [*callbacks, *bar]
-        self.first = engine.progress.epoch + 1
-        self.last = engine.progress.epoch + epochs
-        self.history = History()
-        info = FitInfo(self.first, self.last, source.rows, model.parameters.count, engine.backend.device, self.history)
+        self.resumed = resumed
+        self.first = engine.progress.epoch + 1 if resumed is None else resumed.first
+        self.last = self.first + epochs - 1
+        self.first_step = engine.step if resumed is None else resumed.first_step
+        self.history = History() if resumed is None else resumed.history
+        device = engine.backend.device
+        info = FitInfo(
+            self.first, self.last, source.rows, model.parameters.count, device, self.history, resumed is not None
+        )
         for callback in self.callbacks:
             callback.model, callback.info = model, info
+        self.savers = [callback for callback in callbacks if isinstance(callback, TrainingCheckpoint)]
+        # Those that take back what they had
+        going_on = [] if resumed is None else resumed.check((source.rows, source.batch), callbacks, path)
+        self.going_on = list(zip(going_on, [] if resumed is None else resumed.callbacks, strict=True))
         self.each_step = any(watches_steps(callback) for callback in self.callbacks)
         self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
         waits = validation is not None or engine.schedule.adaptive or self.each_step
         alone = waits or any(map(acts_between_epochs, self.callbacks))
+        alone = alone or any(saver.every_steps is not None for saver in self.savers)
         self.most_at_once = 1 if alone else source.at_once
         steps = source.steps
-        engine.bind(steps, None if steps is None else engine.step + epochs * steps)
+        engine.bind(steps, None if steps is None else self.first_step + epochs * steps)
 
     def run(self) -> History:
         model = self.model
         model.stop_training = False
         for callback in self.callbacks:
             callback.on_train_begin(model)
+        for callback, (_, state) in self.going_on:
+            callback.load_state_dict(state)
         try:
             with _catch_interrupt() as self.interrupt:
                 self._epochs()
@@ -103,16 +118,19 @@ class Run:
         return self.history
 
     def _epochs(self) -> None:
-        epoch, at_once = self.first, 1
+        epoch, at_once = self.first if self.resumed is None else self.resumed.epoch, 1
         while epoch <= self.last:
             count = min(at_once, self.last - epoch + 1)
             if count > 1:
                 assert self.source.steps is not None
                 count = max(1, min(count, self.engine.epochs_ready(self.source.steps)))
             began = time.perf_counter()
-            if not (self._several(epoch, count) if count > 1 else self._epoch(epoch)):
-                return
+            goes_on = self._several(epoch, count) if count > 1 else self._epoch(epoch)
             epoch += count
+            if self.history.epochs[-1:] == [epoch - 1]:  # not cut off in the middle
+                self._save(epoch, 0)
+            if not goes_on:
+                return
             if count == at_once:  # as many as were wanted: the time tells
                 at_once = min(self.most_at_once, next_chunk(count, time.perf_counter() - began))
 
@@ -147,8 +165,16 @@ class Run:
         for callback in self.callbacks:
             callback.on_epoch_begin(epoch)
         engine.begin_epochs()
-        self.shown = 0
-        rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step)
+        self.shown, self.current = 0, epoch
+        start, outputs = 0, None
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None and resumed.rows:
+            start, outputs = resumed.rows, resumed.outputs
+            slots = {S.ROW: start, S.LOSS_SUM: resumed.loss_sum, S.WEIGHT_SUM: resumed.weight_sum, S.LR: resumed.lr}
+            for slot, value in slots.items():
+                engine.set(slot, float(value))
+        self._look_next()
+        rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step, start, outputs)
         state = engine.read()
         if state[S.BAD_STEP]:
             return self._bad_step(state)
@@ -207,4 +233,43 @@ class Run:
             logs = {"loss": float(state[S.LOSS]), "lr": float(state[S.LR])}
             for callback in self.callbacks:
                 callback.on_step_end(self.engine.step, logs)
-        return bool(self.interrupt.pressed or state[S.BAD_STEP] or (self.each_step and self.model.stop_training))
+        stop = bool(self.interrupt.pressed or state[S.BAD_STEP] or (self.each_step and self.model.stop_training))
+        if not state[S.BAD_STEP] and rows != self.source.rows:
+            self._save(self.current, rows, state)
+            self._look_next()
+        return stop
+
+    # ---- checkpoints of the training -----------------------------------------------------------------------
+    def _look_next(self) -> None:
+        """Let the source pause after the step of the next checkpoint."""
+        steps = [step for saver in self.savers if (step := saver.next_step(self.engine.step)) is not None]
+        self.engine.pause_at = min(steps, default=None)
+
+    def _save(self, epoch: int, rows: int, state: np.ndarray | None = None) -> None:
+        """Write the checkpoints that are due, or all when training was interrupted, before row `rows` of `epoch`."""
+        engine = self.engine
+        due = [saver for saver in self.savers if self.interrupt.pressed or saver.due(engine.step)]
+        if not due:
+            return
+        state = engine.read() if state is None else state
+        engine.note(state)
+        position = Position(
+            self.first,
+            self.last,
+            self.first_step,
+            epoch,
+            rows,
+            float(state[S.LOSS_SUM]) if rows else 0.0,
+            float(state[S.WEIGHT_SUM]) if rows else 0.0,
+            float(state[S.LR]),
+            (self.source.rows, self.source.batch),
+            engine.backend.device,
+            threads_of(engine.backend),
+            type(engine.optimizer).__name__,
+            type(engine.loss).__name__,
+            self.history,
+            [(type(c).__name__, kept) for c in self.callbacks if (kept := c.state_dict())],
+            self.source.kept(rows)[1] if rows and self.metrics else None,
+        )
+        for saver in due:
+            saver.write(self.model, position)

@@ -63,8 +63,13 @@ class Source(ABC):
         self.keep_outputs = keep_outputs
 
     @abstractmethod
-    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
-        """Run the steps of epoch `epoch`; returns the number of rows that were used."""
+    def run_epoch(
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
+    ) -> int:
+        """Run the steps of epoch `epoch`; returns the number of rows that were used.
+
+        `start` rows were done before, with these `outputs` where they are kept.
+        """
 
     def run_epochs(self, engine: Engine, first: int, count: int) -> None:
         """Run `count` whole epochs from `first` on, without a pause, and keep their results on the device."""
@@ -132,15 +137,21 @@ class ResidentSource(ArraySource):
         self.order_rows(engine, first, count)
         engine.run_epochs(self.rows, count)
 
-    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
+    def run_epoch(
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
+    ) -> int:
         assert self.rows is not None
+        if start % self.batch or start >= self.rows:
+            raise ValueError(f"a batch of {self.batch} rows cannot begin at row {start} of {self.rows}")
+        if self._outputs is not None and start:
+            engine.backend.copy(np.asarray(outputs), out=self._outputs[:start])
         self._host_order = self.order_of(epoch)
         if self._orders is not None:
             engine.backend.copy(self._host_order, out=self._order[: self.rows])
         full, rest = divmod(self.rows, self.batch)
-        done, chunk = 0, 1
+        done, chunk = start // self.batch, 1
         while done < full:
-            steps = min(chunk, full - done)
+            steps = engine.until_pause(min(chunk, full - done))
             began = time.perf_counter()
             engine.run(self.batch, steps)
             done += steps
@@ -166,13 +177,20 @@ class _FedSource(Source):
     def batches(self, epoch: int) -> Iterator[tuple[Array, Array, Array | None]]:
         """Checked batches of an epoch."""
 
-    def run_epoch(self, engine: Engine, epoch: int, pause: Pause, each_step: bool) -> int:
+    def run_epoch(
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
+    ) -> int:
         done = 0
         self._kept: list[tuple[np.ndarray, np.ndarray]] = []
         looked = time.perf_counter()
         items = data.prefetch(self.batches(epoch))
         try:
             for x, y, weight in items:
+                if done < start:
+                    if self.keep_outputs:
+                        self._kept.append((np.array(y), np.asarray(outputs[done : done + len(x)])))
+                    done += len(x)
+                    continue
                 engine.plan.feed(x, y, weight)
                 engine.run(len(x))
                 done += len(x)
@@ -180,7 +198,7 @@ class _FedSource(Source):
                     output = engine.backend.to_numpy(engine.plan.output(len(x)))
                     self._kept.append((np.array(y), np.array(output).reshape(len(x), -1)))
                 now = time.perf_counter()
-                if each_step or now - looked > _PAUSE_SECONDS:
+                if each_step or engine.step == engine.pause_at or now - looked > _PAUSE_SECONDS:
                     looked = now
                     if pause(done):
                         break

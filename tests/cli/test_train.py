@@ -40,6 +40,38 @@ class TestNamedSets:
         assert history() != history("--seed", 1)
 
 
+class TestResume:
+    def test_a_training_that_was_killed(self, cli, tmp_path, monkeypatch):
+        options = ("train", "spiral", "--epochs", 5, "--quiet", "--no-save")
+        saved = (*options, "--checkpoint", "c.safetensors", "--every-steps", 3)
+        cli(*options, "--out", "whole.safetensors")
+        write, written = nf.TrainingCheckpoint.write, []
+
+        def then_fail(self, model, position):
+            write(self, model, position)
+            written.append(position)
+            if len(written) == 7:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(nf.TrainingCheckpoint, "write", then_fail)
+            assert cli.raw(*saved, "--device", "numpy")[0] != 0
+        assert written[-1].rows > 0  # in the middle of an epoch
+        result = cli.json(*saved, "--resume", "--out", "parts.safetensors")
+        assert (result["checkpoint"], result["resumed"], result["epochs"]) == ("c.safetensors", True, 5)
+        assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+    def test_refused(self, cli):
+        assert "need --checkpoint FILE" in cli.error("train", "xor", "--resume")
+        assert "need --checkpoint FILE" in cli.error("train", "xor", "--every-steps", 3)
+        both = ("--checkpoint", "c", "--every-steps", 3, "--every-minutes", 3)
+        assert "not both" in cli.error("train", "xor", *both)
+        assert "there is no checkpoint c to go on from" in cli.error("train", "xor", "--checkpoint", "c", "--resume")
+        cli("train", "xor", "--epochs", 2, "--out", "m.safetensors", "--no-save")
+        resumed = cli.error("train", "xor", "--checkpoint", "m.safetensors", "--resume", "--no-save")
+        assert "is a model, not a training that could go on" in resumed
+
+
 class TestOutput:
     def test_lines_and_files(self, cli, tmp_path):
         pytest.importorskip("matplotlib")
