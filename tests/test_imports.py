@@ -142,6 +142,7 @@ def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
         "bench.contenders.jax_optax": {"jax", "optax"},
         "bench.contenders.scikit_learn": {"sklearn"},
         "bench.contenders.onnx_runtime": {"onnxruntime", "onnx"},
+        "bench.estimators": {"sklearn"},
         "bench.fashion_mnist_epoch": {"sklearn"},
     }.get(module, set())
     found = _imported(module)[1] & {"torch", "jax", "optax", "sklearn", "onnxruntime", "onnx"}

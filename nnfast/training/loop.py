@@ -135,8 +135,7 @@ def fit(
         if validation is not None and fits_on(backend, validation.x, held):
             validation.live_on(backend, held)
     try:
-        run = Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed, resume)
-        return run.run()
+        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed, resume).run()
     finally:
         del engine, source, validation  # and what they hold on the device
         backend.release()

@@ -33,7 +33,7 @@ def trained(device: Any, x: Any, y: Any, **arguments: Any) -> nf.Sequential:
 def test_data_that_does_not_fit_trains_as_on_the_host(
     bk: EmulatedBackend, monkeypatch: pytest.MonkeyPatch, weighted: bool
 ) -> None:
-    monkeypatch.setattr(loop, "_fits", lambda *args: False)
+    monkeypatch.setattr(loop, "fits_on", lambda *args: False)
     X, y, weight = problem()
     extra = {"sample_weight": weight} if weighted else {}
     want, got = (trained(device, X, y, **extra) for device in ("numpy", bk))

@@ -49,7 +49,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @parametrize_with_checks(
-    [MLPClassifier(max_iter=100), MLPRegressor(max_iter=100), NNClassifier(), NNRegressor()],
+    [MLPClassifier(max_iter=50), MLPRegressor(max_iter=50), NNClassifier(), NNRegressor()],
 )
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -218,7 +218,7 @@ def test_two_classes_and_labels(digits: tuple[np.ndarray, np.ndarray]) -> None:
         assert estimator.score(X, y > 4) > 0.9
         assert estimator.predict(X).dtype == bool
     labels = np.column_stack([y > 4, y % 2, y == 3]).astype(int)
-    estimator = NNClassifier(epochs=60, random_state=0).fit(X, labels)
+    estimator = NNClassifier(optimizer=nf.Adam(0.01), epochs=60, random_state=0).fit(X, labels)
     assert estimator.score(X, labels) > 0.9
     assert estimator.predict_proba(X).shape == labels.shape
 
