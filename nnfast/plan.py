@@ -222,6 +222,8 @@ class Plan:
         """Bring a batch into the plan's buffers, for the step that comes next."""
         program = self._program(x.shape[0])
         sources = self._sources_for(program, x, target, weight)
+        if program.bring(x):  # it is the caller's to change
+            program.bring(np.array(x))
         if program.feeder is None:
             program.feeder = self.backend.feeder(program.buffers)
         program.feeder.feed(sources)
@@ -243,9 +245,13 @@ class Plan:
     def infer(self, x: Array, target: Array | None = None, weight: Array | None = None) -> Array:
         """Feed a batch, do a step, and return its output: a view that the next step overwrites."""
         program = self._program(x.shape[0])
-        for source, out in zip(self._sources_for(program, x, target, weight), program.buffers, strict=True):
+        pairs = list(zip(self._sources_for(program, x, target, weight), program.buffers, strict=True))
+        for source, out in pairs[1:] if program.bring(x) else pairs:
             self.backend.copy(source, out=out)
-        program.replay.run()
+        try:
+            program.replay.run()
+        finally:
+            program.leave()
         self._last = program if self.loss is None and self.backend.xp is np else None
         return program.output
 
@@ -257,8 +263,14 @@ class Plan:
         last = self._last
         if last is None or type(x) is not np.ndarray or x.dtype is not last.x.dtype or x.shape != last.x.shape:
             return None
-        last.x[...] = x
-        last.replay.run()
+        if last.bring(x):
+            try:
+                last.replay.run()
+            finally:
+                last.leave()
+        else:
+            last.x[...] = x
+            last.replay.run()
         return last.output.copy()
 
     def replay(self, rows: int) -> Replay:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .backends.base import Array, Backend, Feeder, Replay
 from .layers import Layer
 
@@ -47,12 +49,39 @@ class Program:
         inner += [view(slot, rows) for each in layout.layers for _, slot, per_row in each.declared if slot and per_row]
         if plan.resident:
             inner += [*self.buffers, self.output]
+        # A prediction's threads read its inputs where the user has them: for what one thread has just copied, another
+        # one waits
+        least = plan.backend.fetch_bytes
+        fetches = not plan.training and not plan.resident and least is not None and self.x.nbytes >= least
+        self.where = np.zeros(2, np.int64) if fetches else None
+        self._inputs: np.ndarray | None = None
+        if fetches:
+            inner.append(self.x)
         self.replay: Replay = plan.capture(self.train if plan.training else self.infer, inner)
 
     def _matrix(self, x: Array) -> Array:
         return x.reshape(self.rows, -1)
 
+    def bring(self, x: Array) -> bool:
+        """Let runs take their inputs from `x`, or a copy of the right kind, until :meth:`leave`; whether they do."""
+        where = self.where
+        if where is None:
+            return False
+        row = x[0] if x.dtype == self.x.dtype and x.flags.aligned else None
+        if row is None or not row.flags.c_contiguous:
+            x = np.ascontiguousarray(x).astype(self.x.dtype, casting="same_kind", copy=False)
+        self._inputs = x
+        where[0], where[1] = x.__array_interface__["data"][0], x.strides[0]
+        return True
+
+    def leave(self) -> None:
+        """Forget what :meth:`bring` was given."""
+        if self.where is not None:
+            self.where[0], self._inputs = 0, None
+
     def _forward(self, bk: Backend) -> None:
+        if self.where is not None:
+            bk.fetch(self.where, out=self.x)
         for source, out in self.plan.sources(self):
             bk.take_batch(source, self.plan.order, self.plan.state, out=out)
         for layer in self.layers:

@@ -40,6 +40,18 @@ def gather(I, F, task):
                 copy_memory(I[5] + i * nbytes, I[0] + source * nbytes, nbytes)
 
 
+def fetch(I, F, task):
+    """``out[i] = x[i]``; I: where x is (its address or 0, and bytes from row to row), out, rows, bytes, tile."""
+    first, nbytes = task * I[4], I[3]
+    rows = min(I[4], I[2] - first)
+    x, apart = pointer_i64(I[0])[0], pointer_i64(I[0])[1]
+    if x != 0 and apart == nbytes:
+        copy_memory(I[1] + first * nbytes, x + first * nbytes, rows * nbytes)
+    elif x != 0:
+        for i in range(first, first + rows):
+            copy_memory(I[1] + i * nbytes, x + i * apart, nbytes)
+
+
 def store(I, F, task):
     """``out[ROW + i] = x[i]``; I: x, rows, state, out, len(out), bytes, tile."""
     first = task * I[6]
@@ -76,6 +88,17 @@ def gather_call(x: np.ndarray, index: np.ndarray, state: np.ndarray | None, out:
     )  # fmt: skip
     return Call(
         kernel(gather), ints, np.zeros(1), tiles.number, keep=(x, index, state, out),
+        tiles=tiles, writes=(out,), nanoseconds=out.nbytes / tuning.COPY_BYTES,
+    )  # fmt: skip
+
+
+def fetch_call(where: np.ndarray, out: np.ndarray) -> Call:
+    """``out[...] = x`` for an x like `out`; ``where`` has its address and the bytes from row to row when it runs."""
+    nbytes = out.nbytes // max(len(out), 1)
+    tiles = tuning.row_tiles(len(out), threads.count())
+    ints = np.array([where.ctypes.data, out.ctypes.data, len(out), nbytes, tiles.tile], np.int64)
+    return Call(
+        kernel(fetch), ints, np.zeros(1), tiles.number, keep=(where, out),
         tiles=tiles, writes=(out,), nanoseconds=out.nbytes / tuning.COPY_BYTES,
     )  # fmt: skip
 

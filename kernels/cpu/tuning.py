@@ -28,6 +28,9 @@ PARALLEL_TRANSFERS = 1_000
 COPY_BYTES = 32
 # Up to this many bytes NumPy copies or fills sooner than the records of a kernel's call are made, which takes 20 us
 EAGER_COPY_BYTES = 1 << 19
+# From this many bytes on a prediction's threads fetch their own inputs: the 10 ns that a line takes that another core
+# has just written, or 70 where the cores are far apart, are then more than the call of a kernel
+FETCH_BYTES = 1 << 16
 # A product does some 100 float32 operations/ns on one thread, a small one half of that.
 PARALLEL_FLOPS = 200_000
 

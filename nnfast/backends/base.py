@@ -40,9 +40,12 @@ class Backend(ABC):
         Whether fused kernels are used; ``False`` forces the composed defaults.
     working_bytes : int
         Memory that the backend itself takes for a training, about.
+    fetch_bytes : int or None
+        Size of a prediction's inputs from which on :meth:`fetch` pays; None where it never does.
     """
 
     working_bytes = 0
+    fetch_bytes: int | None = None
 
     name: str
     device: str
@@ -226,6 +229,14 @@ class Backend(ABC):
 
         `x` and `out` have equal trailing shapes and dtypes.
         """
+
+    def fetch(self, where: Array, *, out: Array) -> None:
+        """``out[...] = x`` for an x of the shape and dtype of `out`, whose rows are each in one piece.
+
+        `where`, int64 (2,), has its address when this runs, and the bytes from row to row; nothing is done where the
+        address is 0. Only backends with :attr:`fetch_bytes` have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fetch")
 
     @abstractmethod
     def store_batch(self, x: Array, state: Array, *, out: Array) -> None:

@@ -35,6 +35,7 @@ class NumbaBackend(NumbaRepeat, NumbaOptimizers, NumbaNorms, NumpyBackend):
 
     name = "numba"
     device = "numba"
+    fetch_bytes = tuning.FETCH_BYTES
 
     def __init__(self, fused: bool = True) -> None:
         super().__init__(fused)
@@ -213,6 +214,9 @@ class NumbaBackend(NumbaRepeat, NumbaOptimizers, NumbaNorms, NumpyBackend):
             shapes("take_batch", order=(order[first : first + len(out)], (len(out),)))
             in_range("take_batch", order[first : first + len(out)], len(x))
         self._emit(rows.gather_call(x, order, state, out))
+
+    def fetch(self, where: Array, *, out: Array) -> None:
+        self._emit(rows.fetch_call(where, out))
 
     def store_batch(self, x: Array, state: Array, *, out: Array) -> None:
         alike = plain(x, out) and x.dtype == out.dtype and not x.dtype.hasobject

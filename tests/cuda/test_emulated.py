@@ -134,7 +134,7 @@ def test_threads_do_not_share_working_memory(emulated_cuda: EmulatedBackend) -> 
 def test_every_method_of_the_contract_has_a_kernel_or_a_reason() -> None:
     memory = {"empty", "zeros", "asarray", "to_numpy", "copy", "fill", "synchronize", "memory", "release", "feeder"}
     recording = {"capture", "chain", "python", "rounding", "copying", "fallbacks"}
-    host = {"shuffle", "reduced", "repeated"}
+    host = {"shuffle", "reduced", "repeated", "fetch"}
     kernels = set()
     for part in CupyBackend.__mro__:
         if part.__name__ in ("CudaLayers", "CudaLinear", "CudaSteps"):

@@ -9,6 +9,7 @@ import pytest
 
 import nnfast as nf
 from nnfast.backends.base import Backend
+from nnfast.plan import Plan
 from nnfast.training import inference
 from nnfast.training.data import EmptyDataError
 
@@ -272,3 +273,50 @@ def test_weights_in_and_out(model: nf.Sequential) -> None:
         with pytest.raises(error, match=r"dense|more"):
             model.set_weights(broken)
         np.testing.assert_array_equal(model.predict(X), outputs)
+
+
+@pytest.mark.parametrize(
+    "form", ["plain", "rows apart", "columns apart", "reversed", "float64", "integers", "read-only"]
+)
+@pytest.mark.parametrize("rows", [1, 300, 301])
+def test_large_inputs_are_read_where_they_are(backend: Backend, form: str, rows: int) -> None:
+    """Threads fetch them from the user's own array, whatever lies between its rows, or from a copy."""
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((rows, 200)).astype(np.float32)
+    X = {
+        "plain": lambda: whole[:, :100].copy(),
+        "rows apart": lambda: whole[:, :100],
+        "columns apart": lambda: whole[:, ::2],
+        "reversed": lambda: whole[::-1, 100:],
+        "float64": lambda: whole[:, :100].astype(np.float64),
+        "integers": lambda: (whole[:, :100] * 10).astype(np.int64),
+        "read-only": lambda: np.frombuffer(whole[:, :100].tobytes(), np.float32).reshape(rows, 100),
+    }[form]()
+    model = nf.Sequential([nf.Dense(7, "tanh"), nf.Dense(3)]).build(100, seed=0)
+    W1, b1, W2, b2 = model.get_weights().values()
+    wanted = np.tanh(X.astype(np.float32) @ W1 + b1) @ W2 + b2
+    before = X.copy()
+    for _ in range(3):  # the second and the third as the first was
+        np.testing.assert_allclose(model.predict(X, device=backend), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(X, before)
+    other = -X
+    np.testing.assert_allclose(
+        model.predict(other, device=backend), np.tanh(-X.astype(np.float32) @ W1 + b1) @ W2 + b2, rtol=1e-4, atol=1e-5
+    )
+    plan = model.plans._last[0] if model.plans._last else None
+    if plan is not None:  # nothing of the user's is kept
+        assert all(program._inputs is None for program in plan._programs.values())
+
+
+def test_a_plan_that_is_fed(backend: Backend) -> None:
+    """What is fed is copied: the array may change before the step."""
+    model = nf.Sequential([nf.Dense(3)]).build(100, seed=0)
+    model.place(backend)
+    plan = Plan(model.built, model.parameters, 300)
+    X = np.random.default_rng(0).standard_normal((300, 100)).astype(np.float32)
+    wanted = model.predict(X)
+    fed = X.copy()
+    plan.feed(fed)
+    fed[:] = 0
+    plan.run(300)
+    np.testing.assert_allclose(backend.to_numpy(plan.output(300)), wanted, rtol=1e-5, atol=1e-6)
