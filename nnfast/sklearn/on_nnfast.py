@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .. import activations, losses
 from ..activations import Activation
@@ -52,7 +52,20 @@ EXTRA_CONSTRAINTS: dict[str, Any] = {
 _DENSE_BYTES = 1 << 28
 
 # What a copy, or a file, of an estimator goes without
-_NOT_KEPT = {"_core", "_asked", "_steps", "_full", "_rule", "_epochs", "_data", "_of_batch", "_given", "_apart"}
+_NOT_KEPT = {
+    "_core",
+    "_asked",
+    "_steps",
+    "_full",
+    "_rule",
+    "_epochs",
+    "_data",
+    "_of_batch",
+    "_given",
+    "_given_weight",
+    "_row_weight",
+    "_apart",
+}
 
 
 def _is_done(params: Any, grads: Any) -> None:
@@ -199,6 +212,7 @@ class OnNNFast:
     # ---- training --------------------------------------------------------------------------------------------
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         X, y = host(X), host(y)
+        sample_weight = vars(self).pop("_given_weight", sample_weight)
         class_weight = vars(self).get("class_weight")
         if self.optimizer is not None and self.solver == "lbfgs":
             raise ValueError(f"optimizer={self.optimizer!r} takes the place of 'adam' or 'sgd', the solver is 'lbfgs'")
@@ -209,15 +223,22 @@ class OnNNFast:
             sample_weight = of_classes if sample_weight is None else np.asarray(sample_weight) * of_classes
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights and "sample_weight" not in inspect.signature(super()._fit).parameters:  # type: ignore[misc]
-            raise TypeError("sample_weight and class_weight need scikit-learn 1.7 or newer")
-        return super()._fit(X, y, incremental=incremental, **weights)  # type: ignore[misc]
+            # scikit-learn 1.6 has no weights: the steps take them from here, by the numbers of the rows
+            self._row_weight = _check_sample_weight(weights.pop("sample_weight"), X)
+        try:
+            return super()._fit(X, y, incremental=incremental, **weights)  # type: ignore[misc]
+        finally:
+            vars(self).pop("_row_weight", None)
 
     def _fit_stochastic(self, X: Any, y: Any, *args: Any) -> None:
         core = self._network()
         self._set_validation()
         incremental = bool(args[-1])
-        weight = args[0] if len(args) == 7 else None
-        data = None if incremental else _resident(core, X, y, weight)
+        own = vars(self).get("_row_weight")
+        weight = args[0] if len(args) == 7 else own
+        data = None if incremental and own is None else _resident(core, X, y, weight)
+        if own is not None and data is None:
+            raise TypeError("sample_weight needs scikit-learn 1.7 or newer for inputs as large as these")
         epochs = self._epochs = Epochs(self, X.shape[0], vars(self).get("_apart"))
         size = self.batch_size
         try:
@@ -273,7 +294,7 @@ class OnNNFast:
 
     def _backprop(self, X: Any, y: Any, *args: Any) -> Any:
         """One step on a batch: its loss; the gradients too where the solver, or a caller, does the update."""
-        weight = args[0] if len(args) == 5 else None
+        weight = args[0] if len(args) == 5 else vars(self).get("_row_weight")
         goal = self._objective()
         if "_data" in vars(self):
             size = min(200, len(X)) if self._of_batch == "auto" else min(self._of_batch, len(X))
@@ -311,11 +332,14 @@ class OnNNFast:
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together, one of them is missing")
         weights = {} if sample_weight is None else {"sample_weight": host(sample_weight)}
+        if weights and "sample_weight" not in inspect.signature(super().fit).parameters:  # type: ignore[misc]
+            self._given_weight = weights.pop("sample_weight")
         self._given = None if X_val is None else (host(X_val), host(y_val))
         try:
             return super().fit(X, y, **weights)  # type: ignore[misc]
         finally:
             vars(self).pop("_given", None)
+            vars(self).pop("_given_weight", None)
             vars(self).pop("_apart", None)
 
     def _set_validation(self) -> None:

@@ -32,10 +32,11 @@ def problem(kind: str, rows: int = 90) -> tuple[np.ndarray, np.ndarray]:
     """Inputs, and targets of a kind that follow from them."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, 5))
+    names = MODERN  # 1.6 cannot score text
     z = X @ rng.standard_normal((5, 3)) + 0.3 * rng.standard_normal((rows, 3))
     targets = {
-        "binary": lambda: np.where(z[:, 0] > 0, "yes", "no"),
-        "classes": lambda: np.array(["ant", "bee", "cow"])[z.argmax(axis=1)],
+        "binary": lambda: np.array(["no", "yes"] if names else [3, 5])[(z[:, 0] > 0).astype(int)],
+        "classes": lambda: np.array(["ant", "bee", "cow"] if names else [2, 3, 5])[z.argmax(axis=1)],
         "labels": lambda: (z > 0).astype(int),
         "value": lambda: z[:, 0],
         "values": lambda: z,
@@ -261,6 +262,18 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
         MLPClassifier(**arguments).fit(X, y)
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_a_row_of_weight_two_is_two_rows(solver: str) -> None:
+    """With every version of scikit-learn, those that have no weights too."""
+    X, y = problem("classes", 40)
+    weight = np.where(np.arange(40) % 3 == 0, 2.0, 1.0)
+    twice = np.repeat(np.arange(40), weight.astype(int))
+    settings: dict[str, Any] = {"solver": solver, "batch_size": "auto", "max_iter": 10, "learning_rate_init": 0.01}
+    weighted = ours_of("classes", **settings).fit(X, y, weight)
+    repeated = ours_of("classes", **settings).fit(X[twice], y[twice])
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
+
+
 # ---- beyond scikit-learn -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("activation", ["gelu", "silu", "leaky_relu", nf.activations.get("elu(0.7)")])
 def test_other_activations(activation: Any) -> None:
@@ -281,17 +294,17 @@ def test_dropout_and_batch_norm() -> None:
     np.testing.assert_array_equal(again.predict_proba(X), ours.predict_proba(X))
 
 
-@pytest.mark.skipif(not MODERN, reason="scikit-learn has no sample weights before 1.7")
 def test_class_weight() -> None:
     X, y = problem("binary")
-    weights = {"no": 3.0, "yes": 0.5}
+    first, second = np.unique(y)
+    weights = {first: 3.0, second: 0.5}
     weighted = ours_of("binary", class_weight=weights)
     plain = ours_of("binary")
     weighted.fit(X, y)
-    plain.fit(X, y, np.where(y == "no", 3.0, 0.5))
+    plain.fit(X, y, np.where(y == first, 3.0, 0.5))
     np.testing.assert_array_equal(weighted.predict_proba(X), plain.predict_proba(X))
     with pytest.raises(ValueError, match="balanced"):
-        ours_of("binary", class_weight="balanced").partial_fit(X, y, classes=["no", "yes"])
+        ours_of("binary", class_weight="balanced").partial_fit(X, y, classes=[first, second])
 
 
 @pytest.mark.parametrize(
