@@ -49,7 +49,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @parametrize_with_checks(
-    [MLPClassifier(max_iter=50), MLPRegressor(max_iter=50), NNClassifier(), NNRegressor()],
+    [MLPClassifier(max_iter=25), MLPRegressor(max_iter=25), NNClassifier(), NNRegressor()],
 )
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
