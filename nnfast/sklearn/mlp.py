@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from sklearn import neural_network
 from sklearn.base import is_classifier
+from sklearn.metrics import accuracy_score
 from sklearn.utils._param_validation import StrOptions
 
 from ..losses import Loss
@@ -104,6 +105,10 @@ class MLPClassifier(OnNNFast, neural_network.MLPClassifier):
             return super()._predict(X, check_input=check_input)
         # The largest output has the largest probability
         return self.classes_[self._outputs(X, check_input).argmax(axis=1)]
+
+    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        # scikit-learn before 1.9 asks whether labels are NaN, which text cannot tell
+        return accuracy_score(y, self._predict(X, check_input=False), sample_weight=sample_weight)
 
     def predict_proba(self, X: Any) -> Any:
         """Probabilities (n, classes)."""

@@ -26,13 +26,14 @@ from nnfast.sklearn import MLPClassifier, MLPRegressor
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 MODERN = parse_version(sklearn.__version__) >= parse_version("1.7")  # sample weights, Poisson
+TEXT = parse_version(sklearn.__version__) >= parse_version("1.9")  # early stopping with labels that are text
 
 
 def problem(kind: str, rows: int = 90) -> tuple[np.ndarray, np.ndarray]:
     """Inputs, and targets of a kind that follow from them."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, 5))
-    names = MODERN  # 1.6 cannot score text
+    names = TEXT
     z = X @ rng.standard_normal((5, 3)) + 0.3 * rng.standard_normal((rows, 3))
     targets = {
         "binary": lambda: np.array(["no", "yes"] if names else [3, 5])[(z[:, 0] > 0).astype(int)],
@@ -260,6 +261,14 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
     X, y = problem("classes")
     with pytest.raises((ValueError, TypeError), match=match):
         MLPClassifier(**arguments).fit(X, y)
+
+
+def test_labels_that_are_text_stop_early() -> None:
+    X, y = problem("classes")
+    y = np.array([f"class {label}" for label in y])
+    ours = ours_of("classes", early_stopping=True, max_iter=50, learning_rate_init=0.02).fit(X, y)
+    assert ours.best_validation_score_ > 0.5
+    assert set(ours.predict(X)) <= set(y)
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
