@@ -16,7 +16,7 @@ from .network import Network
 from .plan import without_link
 from .precision import resolve
 from .training import checkpoint, data, loop
-from .training.callbacks import Callback
+from .training.callbacks import Callback, check_callbacks
 from .training.history import History
 from .training.inference import forward
 from .training.predictions import classes, through_link
@@ -145,9 +145,7 @@ class Sequential(Network):
             raise TypeError("fit needs loss=, such as 'cross_entropy' or 'mean_squared_error'")
         resolved_loss = losses.get(self.loss if loss is None else loss)  # type: ignore[arg-type]
         resolved_optimizer = optimizers.get(self.last_optimizer if optimizer is None else optimizer)
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be Callback objects, not {type(callback).__name__}")
+        check_callbacks(callbacks)
         if isinstance(metrics, str) or callable(metrics):
             metrics = [metrics]
         precision, dtype = resolve(precision, dtype)

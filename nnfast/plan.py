@@ -222,8 +222,8 @@ class Plan:
         """Bring a batch into the plan's buffers, for the step that comes next."""
         program = self._program(x.shape[0])
         sources = self._sources_for(program, x, target, weight)
-        if program.bring(x):  # it is the caller's to change
-            program.bring(np.array(x))
+        if program.where is not None:
+            program.bring(np.array(x))  # a copy: the caller may change it
         if program.feeder is None:
             program.feeder = self.backend.feeder(program.buffers)
         program.feeder.feed(sources)
@@ -263,14 +263,12 @@ class Plan:
         last = self._last
         if last is None or type(x) is not np.ndarray or x.dtype is not last.x.dtype or x.shape != last.x.shape:
             return None
-        if last.bring(x):
-            try:
-                last.replay.run()
-            finally:
-                last.leave()
-        else:
+        if not last.bring(x):
             last.x[...] = x
+        try:
             last.replay.run()
+        finally:
+            last.leave()
         return last.output.copy()
 
     def replay(self, rows: int) -> Replay:

@@ -67,12 +67,16 @@ class Core:
         self.model.place(self.backend)
         params = self.params = self.model.parameters
         dense = {built.index for built in self.model.built if isinstance(built.layer, Dense)}
-        entries = [entry for entry in params.entries if entry.layer in dense]
+        entries = self._entries = [entry for entry in params.entries if entry.layer in dense]
         self._host = params.flat if self.backend.xp is np else np.array(self.backend.to_numpy(params.flat))
-        self.coefs = [e.view(self._host) for e in entries if e.spec.name == "W"]
-        self.intercepts = [e.view(self._host) for e in entries if e.spec.name == "b"]
+        self.coefs, self.intercepts = self.split(self._host)
         self.penalised = [slice(e.offset, e.offset + e.size) for e in entries if e.spec.name == "W"]
         self._others = sorted(self.model.get_weights().keys() - {entry.key for entry in entries})
+
+    def split(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Parts of an array like the flat weights: those of the dense layers' weights, those of their biases."""
+        coefs, intercepts = ([e.view(flat) for e in self._entries if e.spec.name == name] for name in ("W", "b"))
+        return coefs, intercepts
 
     # ---- weights ------------------------------------------------------------------------------------------
     def holds(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:

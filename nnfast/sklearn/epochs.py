@@ -10,7 +10,7 @@ from sklearn.base import is_classifier
 from .. import optimizers
 from ..kernels import step_state as S
 from ..optimizers import SGD, Adam, Optimizer
-from ..training.callbacks import Callback, FitInfo
+from ..training.callbacks import Callback, FitInfo, check_callbacks
 from ..training.history import History
 from ..training.progress import ProgressBar
 from .core import Core
@@ -170,9 +170,7 @@ class Epochs:
         self.history = History()
         bar = [ProgressBar()] if estimator.progress_bar else []
         self.callbacks: list[Callback] = [*(estimator.callbacks or ()), *bar]
-        for callback in self.callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be Callback objects, not {type(callback).__name__}")
+        check_callbacks(self.callbacks)
         self.epoch = 0
         self.rule: Rule | None = None
 

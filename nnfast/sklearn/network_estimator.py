@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -25,16 +24,41 @@ __all__ = ["NetworkEstimator"]
 class NetworkEstimator(BaseEstimator):
     """What both estimators share."""
 
-    # Of the constructors
-    model: Network | Callable[[int, int], Network] | None
-    batch_size: int | str
-    precision: str | None
-    loss: Any
-    warm_start: bool
     # Made by fit
     model_: Network
     n_outputs_: int
     n_features_in_: int
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        loss: Any = None,
+        optimizer: Any = "adam",
+        epochs: int = 100,
+        batch_size: Any = "auto",
+        device: Any = "auto",
+        precision: str | None = None,
+        validation_fraction: float = 0.0,
+        shuffle: bool = True,
+        callbacks: Any = None,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self.validation_fraction = validation_fraction
+        self.shuffle = shuffle
+        self.callbacks = callbacks
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
 
     def _weights_of_classes(self) -> Any:
         return None

@@ -86,20 +86,22 @@ class NNClassifier(ClassifierMixin, NetworkEstimator):
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
-        self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.device = device
-        self.precision = precision
-        self.validation_fraction = validation_fraction
-        self.shuffle = shuffle
+        super().__init__(
+            model,
+            loss=loss,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            validation_fraction=validation_fraction,
+            shuffle=shuffle,
+            callbacks=callbacks,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
         self.class_weight = class_weight
-        self.callbacks = callbacks
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -200,37 +202,6 @@ class NNRegressor(RegressorMixin, NetworkEstimator):
     model_, history_, loss_curve_, validation_loss_curve_, n_iter_, n_features_in_, n_outputs_
         As for :class:`NNClassifier`.
     """
-
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        loss: Any = None,
-        optimizer: Any = "adam",
-        epochs: int = 100,
-        batch_size: Any = "auto",
-        device: Any = "auto",
-        precision: str | None = None,
-        validation_fraction: float = 0.0,
-        shuffle: bool = True,
-        callbacks: Any = None,
-        warm_start: bool = False,
-        random_state: Any = None,
-        verbose: int = 0,
-    ) -> None:
-        self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.device = device
-        self.precision = precision
-        self.validation_fraction = validation_fraction
-        self.shuffle = shuffle
-        self.callbacks = callbacks
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
 
     def _targets(self, y: np.ndarray, reset: bool) -> np.ndarray:
         columns = 1 if y.ndim == 1 else y.shape[1]

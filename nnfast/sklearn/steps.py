@@ -9,7 +9,6 @@ import numpy as np
 
 from ..backends.base import Array, Backend
 from ..kernels import step_state as S
-from ..layers import Dense
 from ..losses import CrossEntropy
 from ..optimizers import Optimizer
 from ..plan import Plan, without_link
@@ -209,27 +208,18 @@ class Steps:
 
     def gradients(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The last step's gradients of the weights and of the biases, as scikit-learn scales them."""
-        return self.split(np.array(self.core.backend.to_numpy(self.plan.grad)) * self.objective.gradient)
-
-    def split(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Parts of an array like the flat weights: those of the weights, those of the biases."""
-        coefs: list[np.ndarray] = []
-        intercepts: list[np.ndarray] = []
-        for entry in self.core.params.entries:
-            if isinstance(self.core.model.built[entry.layer].layer, Dense):
-                (coefs if entry.spec.name == "W" else intercepts).append(entry.view(flat))
-        return coefs, intercepts
+        return self.core.split(np.array(self.core.backend.to_numpy(self.plan.grad)) * self.objective.gradient)
 
     # ---- what an optimizer keeps ------------------------------------------------------------------------------
     def slot(self, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Copies of one of the optimizer's arrays, in parts."""
-        return self.split(np.array(self.core.backend.to_numpy(self.core.params.slots[name])))
+        return self.core.split(np.array(self.core.backend.to_numpy(self.core.params.slots[name])))
 
     def set_slot(self, name: str, coefs: Sequence[Any], intercepts: Sequence[Any]) -> None:
         """Write one of the optimizer's arrays from its parts."""
         bk, flat = self.core.backend, self.core.params.slots[name]
         host = np.array(bk.to_numpy(flat))
-        for parts, values in zip(self.split(host), (coefs, intercepts), strict=True):
+        for parts, values in zip(self.core.split(host), (coefs, intercepts), strict=True):
             for part, value in zip(parts, values, strict=True):
                 part[...] = value
         bk.copy(host, out=flat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,13 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave, after :meth:`on_train_begin`, where a training goes on."""
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Raise ``TypeError`` for what is no callback."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be Callback objects, not {type(callback).__name__}")
 
 
 def watches_steps(callback: Callback) -> bool:

@@ -24,7 +24,7 @@ from ..network import Network, TrainingState
 from ..parameters import Built, build_chain, layer_names
 from ..precision import resolve
 
-__all__ = ["RUN", "load", "read", "save"]
+__all__ = ["load", "load_with_run", "read", "save"]
 
 _Model = TypeVar("_Model", bound=Network)
 
@@ -136,9 +136,17 @@ def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path
 
 def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> _Model:
     """Read a model of class `kind`; see :func:`nnfast.load`."""
+    return load_with_run(kind, path, custom)[0]
+
+
+def load_with_run(
+    kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, Any] | None
+) -> tuple[_Model, Any, dict[str, np.ndarray]]:
+    """The model, and of a training that it is in the middle of the description, if there is one, and the arrays."""
     path = Path(path)
-    header, tensors = read(path)
-    tensors = {name: array for name, array in tensors.items() if not name.startswith(RUN)}
+    header, contents = read(path)
+    tensors = {name: array for name, array in contents.items() if not name.startswith(RUN)}
+    arrays = {name.removeprefix(RUN): array for name, array in contents.items() if name.startswith(RUN)}
     custom = dict(custom or {})
     try:
         chain: list[Layer] = []
@@ -167,7 +175,7 @@ def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, 
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} does not describe a model that can be loaded: {error}") from error
-    return model
+    return model, header.get("run"), arrays
 
 
 def _check(

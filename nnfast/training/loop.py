@@ -111,7 +111,7 @@ def fit(
             kind = ResidentSource if data.on_gpu(x) or fits_on(backend, x, held) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
         if resumed is not None:
-            resumed.check((source.rows, source.batch), callbacks, resume)
+            resumed.fit_to((source.rows, source.batch), callbacks, resume)
         validation = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
@@ -135,7 +135,7 @@ def fit(
         if validation is not None and fits_on(backend, validation.x, held):
             validation.live_on(backend, held)
     try:
-        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed, resume).run()
+        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed).run()
     finally:
         del engine, source, validation  # and what they hold on the device
         backend.release()

@@ -107,6 +107,8 @@ class Position:
         Class and state of each callback that has one.
     outputs : ndarray, optional
         Of the rows done, where metrics want them.
+    going_on : list of Callback
+        Those of the fit that goes on that have the same states.
     """
 
     first: int
@@ -125,6 +127,7 @@ class Position:
     history: History
     callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     outputs: np.ndarray | None = None
+    going_on: list[Callback] = field(default_factory=list)
 
     def described(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """As JSON and arrays."""
@@ -181,8 +184,8 @@ class Position:
             arrays.get("outputs"),
         )
 
-    def check(self, size: tuple[int | None, int], callbacks: Sequence[Callback], path: Any) -> list[Callback]:
-        """The callbacks of a fit that take the states of this one's, in their order.
+    def fit_to(self, size: tuple[int | None, int], callbacks: Sequence[Callback], path: Any) -> None:
+        """Find the callbacks of a fit that take the states of this one's: :attr:`going_on`, in their order.
 
         Raises
         ------
@@ -194,14 +197,13 @@ class Position:
                 f"{path} is of a training on {self.size[0]} rows in batches of {self.size[1]}, this fit has {size[0]} "
                 f"in batches of {size[1]}"
             )
-        rest, chosen = list(callbacks), []
+        rest, self.going_on = list(callbacks), []
         for kind, _ in self.callbacks:
             places = [i for i, callback in enumerate(rest) if type(callback).__name__ == kind]
             if not places:
                 names = [type(callback).__name__ for callback in callbacks]
                 raise ValueError(f"{path} has the state of a callback {kind}, this fit has the callbacks {names}")
-            chosen.append(rest.pop(places[0]))
-        return chosen
+            self.going_on.append(rest.pop(places[0]))
 
 
 def threads_of(backend: Backend) -> int | None:
@@ -234,14 +236,11 @@ def resume(
     """
     path = Path(path)
     custom = {type(layer).__name__: type(layer) for layer in model.layers} | {type(loss).__name__: type(loss)}
-    other = checkpoint.load(type(model), path, custom)
-    header, tensors = checkpoint.read(path)
-    if "run" not in header:
+    other, run, arrays = checkpoint.load_with_run(type(model), path, custom)
+    if run is None:
         raise CheckpointError(f"{path} is a model, not a training that could go on; TrainingCheckpoint writes those")
-    prefix = checkpoint.RUN
-    arrays = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     try:
-        position = Position.from_file(header["run"], arrays)
+        position = Position.from_file(run, arrays)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} does not describe a training that can go on: {error}") from error
     ours = [(type(layer).__name__, json.dumps(layer.config(), sort_keys=True)) for layer in model.layers]

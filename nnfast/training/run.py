@@ -68,7 +68,6 @@ class Run:
         epochs: int,
         verbose: int,
         resumed: Position | None = None,
-        path: Any = None,
     ) -> None:
         self.model, self.engine, self.source, self.validation = model, engine, source, validation
         # The bar comes last: its line of an epoch shows what the other callbacks added
@@ -86,9 +85,6 @@ class Run:
         for callback in self.callbacks:
             callback.model, callback.info = model, info
         self.savers = [callback for callback in callbacks if isinstance(callback, TrainingCheckpoint)]
-        # Those that take back what they had
-        going_on = [] if resumed is None else resumed.check((source.rows, source.batch), callbacks, path)
-        self.going_on = list(zip(going_on, [] if resumed is None else resumed.callbacks, strict=True))
         self.each_step = any(watches_steps(callback) for callback in self.callbacks)
         self.quiet = [callback for callback in self.callbacks if isinstance(callback, StopOnNonFinite)]
         waits = validation is not None or engine.schedule.adaptive or self.each_step
@@ -103,8 +99,9 @@ class Run:
         model.stop_training = False
         for callback in self.callbacks:
             callback.on_train_begin(model)
-        for callback, (_, state) in self.going_on:
-            callback.load_state_dict(state)
+        if self.resumed is not None:
+            for callback, (_, state) in zip(self.resumed.going_on, self.resumed.callbacks, strict=True):
+                callback.load_state_dict(state)
         try:
             with _catch_interrupt() as self.interrupt:
                 self._epochs()
