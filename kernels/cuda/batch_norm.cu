@@ -1,5 +1,5 @@
 // Batch normalisation: column statistics in chunks of rows, merged in the chunks' order.
-#include "columns.cuh"
+#include "norms.cuh"
 
 template <int N, typename T>
 __device__ inline void batch_stats_packed(const T* x, wide<T>* means, wide<T>* deviations, index_t rows, index_t m,
@@ -87,26 +87,15 @@ __device__ inline void batch_norm_dparam_packed(const T* dy, const T* x, const w
                                                 index_t rows_per_chunk, double eps) {
     using W = wide<T>;
     const Tile<N> tile(m, blockIdx.x, MOST_ACROSS);
-    const Chunk chunk(rows, rows_per_chunk);
-    W of_gamma[N] = {}, of_beta[N] = {}, center[N] = {}, rstd[N] = {};
+    W center[N] = {}, rstd[N] = {};
     if (tile.column < m)
 #pragma unroll
         for (int k = 0; k < N; k++) {
             center[k] = mean[tile.column + k];
             rstd[k] = W(1) / sqrt(var[tile.column + k] + W(eps));
         }
-    TILE_ROWS(r, tile, chunk, m) {
-        const Values<T, N> d = load<N>(dy + r * m + tile.column), v = load<N>(x + r * m + tile.column);
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            of_gamma[k] += d.v[k] * (v.v[k] - center[k]) * rstd[k];
-            of_beta[k] += d.v[k];
-        }
-    }
-    tile.sum(of_gamma);
-    tile.sum(of_beta);
-    tile.write(dgamma + blockIdx.y * m, m, of_gamma);
-    tile.write(dbeta + blockIdx.y * m, m, of_beta);
+    norm_dparam(dy, x, dgamma, dbeta, rows, m, rows_per_chunk, tile,
+                [&](W v, index_t, int k) { return (v - center[k]) * rstd[k]; });
 }
 
 // Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]

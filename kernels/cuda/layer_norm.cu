@@ -1,5 +1,5 @@
 // Layer normalisation over rows. Its gradients with respect to gamma and beta are column sums.
-#include "columns.cuh"
+#include "norms.cuh"
 #include "rows.cuh"
 
 template <int N, typename T>
@@ -95,23 +95,9 @@ template <int N, typename T>
 __device__ inline void layer_norm_dparam_packed(const T* dy, const T* x, const wide<T>* mean, const wide<T>* rstd,
                                                 wide<T>* dgamma, wide<T>* dbeta, index_t rows, index_t m,
                                                 index_t rows_per_chunk) {
-    using W = wide<T>;
     const Tile<N> tile(m, blockIdx.x, MOST_ACROSS);
-    const Chunk chunk(rows, rows_per_chunk);
-    W of_gamma[N] = {}, of_beta[N] = {};
-    TILE_ROWS(r, tile, chunk, m) {
-        const Values<T, N> d = load<N>(dy + r * m + tile.column), v = load<N>(x + r * m + tile.column);
-        W center = mean[r], scale = rstd[r];
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            of_gamma[k] += d.v[k] * (v.v[k] - center) * scale;
-            of_beta[k] += d.v[k];
-        }
-    }
-    tile.sum(of_gamma);
-    tile.sum(of_beta);
-    tile.write(dgamma + blockIdx.y * m, m, of_gamma);
-    tile.write(dbeta + blockIdx.y * m, m, of_beta);
+    norm_dparam(dy, x, dgamma, dbeta, rows, m, rows_per_chunk, tile,
+                [=](wide<T> v, index_t r, int) { return (v - mean[r]) * rstd[r]; });
 }
 
 // Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]
