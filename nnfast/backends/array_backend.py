@@ -11,11 +11,14 @@ from ..activations import Activation
 from ..kernels import step_state as S
 from ..random import keep_threshold, philox_4x32
 from . import formulas
+from .array_attention import ArrayAttention
 from .array_optimizers import ArrayOptimizers
+from .array_recurrent import ArrayRecurrent
+from .array_spatial import ArraySpatial
 from .base import Array, Backend
 
 
-class ArrayBackend(ArrayOptimizers, Backend):
+class ArrayBackend(ArrayOptimizers, ArraySpatial, ArrayRecurrent, ArrayAttention, Backend):
     """The primitives through ``self.xp``; a subclass adds the memory methods."""
 
     # ---- memory ---------------------------------------------------------------------------------

@@ -22,12 +22,15 @@ import numpy as np
 
 from .. import activations, random
 from ..activations import Activation
+from .attention import AttentionOperations
+from .recurrent import RecurrentOperations
 from .replay import Feeder, Replay
+from .spatial import SpatialOperations
 
 Array = Any
 
 
-class Backend(ABC):
+class Backend(SpatialOperations, RecurrentOperations, AttentionOperations, ABC):
     """Arrays and operations of one device.
 
     Attributes
@@ -96,14 +99,14 @@ class Backend(ABC):
     def fill(self, x: Array, value: float) -> None:
         """``x[...] = value``."""
 
-    def synchronize(self) -> None:  # noqa: B027 - nothing to wait for on a CPU
+    def synchronize(self) -> None:
         """Wait until the device has finished all that was asked of it."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device's memory."""
 
-    def release(self) -> None:  # noqa: B027 - NumPy's memory goes back by itself
+    def release(self) -> None:
         """Give memory that is not used back to the system; called when a training has ended."""
 
     def capture(

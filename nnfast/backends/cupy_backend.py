@@ -19,10 +19,14 @@ from ..kernels.cuda import loader
 from . import cupy_fork
 from .base import Array, Backend
 from .cupy_arrays import CupyArrays, probe
+from .cupy_attention import CudaAttention
+from .cupy_conv import CudaConv
 from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
 from .cupy_linear import CudaLinear
 from .cupy_products import CudaProducts
+from .cupy_recurrent import CudaRecurrent
+from .cupy_spatial import CudaSpatial
 from .cupy_steps import CudaSteps
 
 __all__ = ["CupyBackend", "probe"]
@@ -86,7 +90,17 @@ def _contract(cls: _Class) -> _Class:
 
 
 @_contract
-class CupyBackend(CudaGraphs, CudaLinear, CudaLayers, CudaSteps, CudaProducts):
+class CupyBackend(
+    CudaGraphs,
+    CudaLinear,
+    CudaLayers,
+    CudaConv,
+    CudaSpatial,
+    CudaRecurrent,
+    CudaAttention,
+    CudaSteps,
+    CudaProducts,
+):
     """One CUDA device through CuPy.
 
     Work goes to the current stream of the calling thread. float32 and float64 have kernels, and so have

@@ -22,15 +22,28 @@ from ..kernels.cpu.driver import Call, Program
 from ..kernels.cpu.fusion import fused
 from ..random import SHUFFLE, keep_threshold
 from .base import Array, Backend, Replay
+from .numba_attention import NumbaAttention
 from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
+from .numba_conv import NumbaConv
 from .numba_norms import NumbaNorms
 from .numba_optimizers import NumbaOptimizers
+from .numba_recurrent import NumbaRecurrent
 from .numba_repeat import NumbaRepeat
 from .numba_replay import NumbaReplay
+from .numba_spatial import NumbaSpatial
 from .numpy_backend import NumpyBackend
 
 
-class NumbaBackend(NumbaRepeat, NumbaOptimizers, NumbaNorms, NumpyBackend):
+class NumbaBackend(
+    NumbaRepeat,
+    NumbaOptimizers,
+    NumbaNorms,
+    NumbaConv,
+    NumbaSpatial,
+    NumbaRecurrent,
+    NumbaAttention,
+    NumpyBackend,
+):
     """NumPy arrays and Numba kernels, for float32 and float64."""
 
     name = "numba"

@@ -30,7 +30,7 @@ class TensorSpec:
     the weights where activations have fewer bits.
     """
 
-    kind: Literal["param", "buffer", "saved", "scratch"]
+    kind: Literal["param", "buffer", "saved", "scratch", "carried"]
     name: str
     shape: Shape
     per_row: bool = False
@@ -68,6 +68,14 @@ class BuildContext:
         """An array for intermediate results; its contents do not outlive the call."""
         self._add(TensorSpec("scratch", name, tuple(shape), per_row, full=full))
 
+    def carried(self, name: str, shape: Shape) -> None:
+        """An array (batch, *shape) that steps hand on to the next one, such as a state; zeros at first."""
+        self._add(TensorSpec("carried", name, tuple(shape), per_row=True))
+
+    def mask(self, steps: int) -> None:
+        """The layer writes ``self.out_mask`` (batch, steps) in ``forward``: 1, or 0 where a step is padding."""
+        self._add(TensorSpec("scratch", "out_mask", (steps,), per_row=True))
+
 
 class Layer:
     """Base class of all layers, and of the user's own.
@@ -84,9 +92,22 @@ class Layer:
         Set by binding: whether ``backward`` will follow, and noise is wanted.
     stream : int
         Set by binding: a number of its own for the layer's random numbers.
+    many : bool
+        Whether the layer takes several inputs: ``build`` a list of shapes, ``forward`` a list of arrays, ``backward`` a
+        list of arrays or ``None``, one for each.
+    takes_indices : bool
+        Whether the input is int64, such as the numbers of words, and has no gradient.
+    passes_mask : bool
+        Whether steps of the output are those of the input, so that what masks these masks those.
+    mask : array or None
+        Set by binding: (batch, steps), 1, or 0 where a step of the input is padding; ``None`` where no layer said so.
     """
 
     replayable = False
+    many = False
+    takes_indices = False
+    passes_mask = True
+    mask: Array | None = None
 
     name: str | None = None
     training = False

@@ -1,0 +1,82 @@
+"""The part of the contract that attention is made of, and normalisation by the root mean square.
+
+Arguments that may be `strided` are views whose last axis is in one piece, such as columns of one wider array: queries,
+keys and values that one product gave.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Array
+
+__all__ = ["AttentionOperations"]
+
+
+class AttentionOperations(ABC):
+    """Mixin of :class:`~nnfast.backends.base.Backend`."""
+
+    @abstractmethod
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        heads: int,
+        causal: bool,
+        scale: float,
+        mask: Array | None = None,
+        out: Array,
+        lse: Array | None,
+    ) -> None:
+        """Scaled dot-product attention of several heads (Vaswani et al. 2017), without keeping the scores.
+
+        Per head ``out = softmax(scale * q k^T) v``. `q`, `out` (n, t, heads * d), `k`, `v` (n, s, heads * d), all
+        strided; head `i` has the columns ``[i d, (i + 1) d)``. `mask` (n, s): keys with 0 are not looked at. With
+        `causal` step `i` looks at the steps up to ``i + s - t``. A step that may look at nothing gives 0.
+        `lse` (n, heads, t), of the type of weights, takes ``log sum exp`` of the scores for the gradient (-inf for
+        such a step); ``None`` outside training.
+        """
+
+    @abstractmethod
+    def attention_grad(
+        self,
+        dy: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        heads: int,
+        causal: bool,
+        scale: float,
+        mask: Array | None = None,
+        out: Array,
+        lse: Array,
+        dq: Array,
+        dk: Array,
+        dv: Array,
+    ) -> None:
+        """Gradients of :meth:`attention`, which computes the scores again (Dao et al. 2022); all but `lse` strided."""
+
+    @abstractmethod
+    def rotary(self, x: Array, *, heads: int, base: float, first: int = 0, inverse: bool = False, out: Array) -> None:
+        """Rotary position embedding (Su et al. 2021): pair `i` of a head's halves turns by ``t / base**(2 i / d)``.
+
+        ``out[i] = x[i] cos - x[i + d / 2] sin``, ``out[i + d / 2] = x[i] sin + x[i + d / 2] cos`` for ``i < d / 2``.
+        `x`, `out` (n, t, heads * d), strided; step `t` has the position ``first + t``; `d` is even. `out` may be `x`.
+        `inverse` turns back, which is the gradient.
+        """
+
+    @abstractmethod
+    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
+        """``out = x * rstd * gamma``, ``rstd = 1 / sqrt(mean(x**2) + eps)`` of each row (Zhang, Sennrich 2019).
+
+        `x`, `out` (n, m); `gamma` (m,); `rstd` (n,), written. With 16 bits `gamma` and `rstd` are float32.
+        """
+
+    @abstractmethod
+    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
+        """Gradients of :meth:`rms_norm`; `dx` may be ``None`` or `dy`."""
