@@ -40,8 +40,8 @@ class SpatialOperations(ABC):
     def conv_weight_grad(self, dy: Array, x: Array, window: Window, *, groups: int = 1, dW: Array) -> None:
         """The gradient of :meth:`conv` for `W`."""
 
-    def conv_act(
-        self: Backend,  # type: ignore[misc]
+    def conv_act(  # type: ignore[misc]
+        self: Backend,
         x: Array,
         W: Array,
         b: Array | None,
@@ -63,8 +63,8 @@ class SpatialOperations(ABC):
         if act.name != "identity":
             self.act(act, out, out=out)
 
-    def conv_act_grad(
-        self: Backend,  # type: ignore[misc]
+    def conv_act_grad(  # type: ignore[misc]
+        self: Backend,
         dy: Array,
         x: Array,
         W: Array,
