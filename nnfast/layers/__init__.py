@@ -50,7 +50,8 @@ __all__ = [
     "ZeroPadding2D",
 ]
 
-_SPATIAL: tuple[type[Layer], ...] = (
+#: Layers of images and sequences
+SPATIAL: tuple[type[Layer], ...] = (
     AvgPool1D,
     AvgPool2D,
     Conv1D,
@@ -73,5 +74,5 @@ _SPATIAL: tuple[type[Layer], ...] = (
 )
 
 TABLE: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *_SPATIAL)
+    layer.__name__: layer for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *SPATIAL)
 }
