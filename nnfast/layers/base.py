@@ -215,12 +215,17 @@ def rows(x: Array) -> Array:
 
 def positive_int(value: Any, what: str) -> int:
     """`value` as an int, if it is a whole number above zero."""
+    return integer(value, what, 1)
+
+
+def integer(value: Any, what: str, least: int) -> int:
+    """`value` as an int, if it is a whole number of at least `least`."""
     import operator
 
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}") from None
-    if number < 1:
-        raise ValueError(f"{what} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, got {number}")
     return number
