@@ -17,6 +17,9 @@ _NAMES = {
     **dict.fromkeys(("Sequential", "load"), "model"),
     **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
     **dict.fromkeys(
+        ("MultiHeadAttention", "CrossAttention", "Embedding", "Masking", "PositionalEmbedding", "RMSNorm"), "layers"
+    ),
+    **dict.fromkeys(
         (
             "Loss",
             "MeanSquaredError",
@@ -97,7 +100,21 @@ if TYPE_CHECKING:
         OutOfMemoryError,
     )
     from .functional import get_backend
-    from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
+    from .layers import (
+        Activation,
+        BatchNorm,
+        CrossAttention,
+        Dense,
+        Dropout,
+        Embedding,
+        Flatten,
+        Layer,
+        LayerNorm,
+        Masking,
+        MultiHeadAttention,
+        PositionalEmbedding,
+        RMSNorm,
+    )
     from .losses import (
         BinaryCrossEntropy,
         CrossEntropy,

@@ -1,17 +1,24 @@
 """The layers. A model file names them by class; the names here are all that loading one resolves."""
 
+from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
 from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
-from .norm import BatchNorm, LayerNorm
+from .embedding import Embedding, Masking
+from .norm import BatchNorm, LayerNorm, RMSNorm
 from .pointwise import Activation, Dropout, Flatten
+from .positions import PositionalEmbedding
 from .transposed_convolution import Conv2DTranspose
 
 _SPATIAL: tuple[type[Layer], ...] = (Conv1D, Conv2D, DepthwiseConv2D, Conv2DTranspose)
+_ATTENTION: tuple[type[Layer], ...] = (
+    MultiHeadAttention, CrossAttention, Embedding, Masking, PositionalEmbedding, RMSNorm,
+)  # fmt: skip
 
 __all__ = ["Activation", "BatchNorm", "BuildContext", "Dense", "Dropout", "Flatten", "Layer", "LayerNorm", "TensorSpec"]
-__all__ += [layer.__name__ for layer in _SPATIAL]
+__all__ += [layer.__name__ for layer in (*_SPATIAL, *_ATTENTION)]
 
 TABLE: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *_SPATIAL)
+    layer.__name__: layer
+    for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *_SPATIAL, *_ATTENTION)
 }
