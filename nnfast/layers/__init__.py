@@ -1,20 +1,48 @@
 """The layers. A model file names them by class; the names here are all that loading one resolves."""
 
+from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
 from .blocks import Chain, Parallel, Residual
 from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
+from .embedding import Embedding, Masking
+from .graph import Block
 from .merge import Add, Concat
-from .norm import BatchNorm, LayerNorm
+from .norm import BatchNorm, LayerNorm, RMSNorm
 from .pointwise import Activation, Dropout, Flatten
+from .positions import PositionalEmbedding
 from .transposed_convolution import Conv2DTranspose
 
-_SPATIAL: tuple[type[Layer], ...] = (Conv1D, Conv2D, DepthwiseConv2D, Conv2DTranspose)
-_BLOCKS: tuple[type[Layer], ...] = (Add, Chain, Concat, Parallel, Residual)
-
-__all__ = ["Activation", "BatchNorm", "BuildContext", "Dense", "Dropout", "Flatten", "Layer", "LayerNorm", "TensorSpec"]
-__all__ += [layer.__name__ for layer in (*_SPATIAL, *_BLOCKS)]
+__all__ = [
+    "Activation",
+    "Add",
+    "BatchNorm",
+    "Block",
+    "BuildContext",
+    "Chain",
+    "Concat",
+    "Conv1D",
+    "Conv2D",
+    "Conv2DTranspose",
+    "CrossAttention",
+    "Dense",
+    "DepthwiseConv2D",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "Layer",
+    "LayerNorm",
+    "Masking",
+    "MultiHeadAttention",
+    "Parallel",
+    "PositionalEmbedding",
+    "RMSNorm",
+    "Residual",
+    "TensorSpec",
+]
 
 TABLE: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *_SPATIAL, *_BLOCKS)
+    name: kind
+    for name, kind in list(globals().items())
+    if isinstance(kind, type) and issubclass(kind, Layer) and kind not in (Block, Layer)
 }
