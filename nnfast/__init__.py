@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _LAYERS = (
     "Activation", "Add", "BatchNorm", "Block", "Chain", "Concat", "Conv1D", "Conv2D", "Conv2DTranspose",
     "CrossAttention", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Flatten", "Layer", "LayerNorm", "Masking",
-    "MultiHeadAttention", "Parallel", "PositionalEmbedding", "RMSNorm", "Residual",
+    "MultiHeadAttention", "Parallel", "PositionalEmbedding", "RMSNorm", "Residual", "TransformerBlock",
 )  # fmt: skip
 
 # name -> module that defines it

@@ -2,7 +2,7 @@
 
 from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
-from .blocks import Chain, Parallel, Residual
+from .blocks import Chain, Parallel, Residual, TransformerBlock
 from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
 from .embedding import Embedding, Masking
@@ -39,6 +39,7 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "TensorSpec",
+    "TransformerBlock",
 ]
 
 TABLE: dict[str, type[Layer]] = {
