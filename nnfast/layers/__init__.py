@@ -3,19 +3,33 @@
 from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
 from .blocks import Chain, Parallel, Residual, TransformerBlock
-from .convolution import Conv1D, Conv2D, DepthwiseConv2D
+from .convolution import Conv1D, Conv2D, DepthwiseConv2D, PerGroup
 from .dense import Dense
 from .embedding import Embedding, Masking
 from .graph import Block
+from .group_norm import GroupNorm
+from .images import Reshape, UpSampling1D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from .merge import Add, Concat
 from .norm import BatchNorm, LayerNorm, RMSNorm
-from .pointwise import Activation, Dropout, Flatten
+from .pointwise import Activation, Dropout, Flatten, SpatialDropout
+from .pooling import (
+    AvgPool1D,
+    AvgPool2D,
+    GlobalAvgPool1D,
+    GlobalAvgPool2D,
+    GlobalMaxPool1D,
+    GlobalMaxPool2D,
+    MaxPool1D,
+    MaxPool2D,
+)
 from .positions import PositionalEmbedding
 from .transposed_convolution import Conv2DTranspose
 
 __all__ = [
     "Activation",
     "Add",
+    "AvgPool1D",
+    "AvgPool2D",
     "BatchNorm",
     "Block",
     "BuildContext",
@@ -30,16 +44,30 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GlobalAvgPool1D",
+    "GlobalAvgPool2D",
+    "GlobalMaxPool1D",
+    "GlobalMaxPool2D",
+    "GroupNorm",
     "Layer",
     "LayerNorm",
     "Masking",
+    "MaxPool1D",
+    "MaxPool2D",
     "MultiHeadAttention",
     "Parallel",
+    "PerGroup",
     "PositionalEmbedding",
     "RMSNorm",
+    "Reshape",
     "Residual",
+    "SpatialDropout",
     "TensorSpec",
     "TransformerBlock",
+    "UpSampling1D",
+    "UpSampling2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
 ]
 
 TABLE: dict[str, type[Layer]] = {
