@@ -40,7 +40,7 @@ class ArrayRecurrent:
         """The state before the first step."""
         return self.xp.zeros((n, U.shape[0]), U.dtype) if state is None else state
 
-    def _kept(self, mask: Array | None, t: int, new: Array, old: Array) -> Array:
+    def _unless_padding(self, mask: Array | None, t: int, new: Array, old: Array) -> Array:
         """`new`, but `old` in the rows where step `t` is padding."""
         return new if mask is None else self.xp.where((mask[:, t] != 0)[:, None], new, old)
 
@@ -89,7 +89,7 @@ class ArrayRecurrent:
         z = self._input_products(x, W, b)
         h = self._start(h0, len(x), U)
         for t in _order(x.shape[1], reverse):
-            h = self._kept(mask, t, f(self.xp, z[:, t] + h @ U, act.alpha), h)
+            h = self._unless_padding(mask, t, f(self.xp, z[:, t] + h @ U, act.alpha), h)
             y[:, t] = h
 
     def rnn_grad(
@@ -119,8 +119,8 @@ class ArrayRecurrent:
         for t in reversed(order):
             dh = dh + self._step_gradient(dy, t, order[-1])
             d = dh * slope(self.xp, y[:, t], act.alpha)
-            dz[:, t] = self._kept(mask, t, d, self.xp.zeros_like(d))
-            dh = self._kept(mask, t, d @ U.T, dh)
+            dz[:, t] = self._unless_padding(mask, t, d, self.xp.zeros_like(d))
+            dh = self._unless_padding(mask, t, d @ U.T, dh)
         before = self._previous(y, self._start(h0, len(x), U), reverse)
         dU[...] = _rows(before).T @ _rows(dz)
         if dh0 is not None:
@@ -161,7 +161,7 @@ class ArrayRecurrent:
             if gates is not None:
                 for i, gate in enumerate((r, z, n, met)):
                     gates[:, t, i * m : (i + 1) * m] = gate
-            h = self._kept(mask, t, (1.0 - z) * n + z * h, h)
+            h = self._unless_padding(mask, t, (1.0 - z) * n + z * h, h)
             y[:, t] = h
 
     def gru_grad(
@@ -206,8 +206,8 @@ class ArrayRecurrent:
             through = dn_state @ U_n.T if reset_after else inner * r
             for d, out in ((dn, of_input), (dn_state, of_state)):
                 d = xp.concatenate((drz, d), axis=1)
-                out[:, t] = self._kept(mask, t, d, xp.zeros_like(d))
-            dh = self._kept(mask, t, dh * z + drz @ U_rz.T + through, dh)
+                out[:, t] = self._unless_padding(mask, t, d, xp.zeros_like(d))
+            dh = self._unless_padding(mask, t, dh * z + drz @ U_rz.T + through, dh)
         if dh0 is not None:
             dh0[...] = dh
         dU[:, : 2 * m] = _rows(before).T @ _rows(of_state)[:, : 2 * m]
@@ -245,8 +245,8 @@ class ArrayRecurrent:
             i, f = formulas.sigmoid(xp, z[:, :m]), formulas.sigmoid(xp, z[:, m : 2 * m])
             g, o = xp.tanh(z[:, 2 * m : 3 * m]), formulas.sigmoid(xp, z[:, 3 * m :])
             c_new = f * c + i * g
-            h = self._kept(mask, t, o * xp.tanh(c_new), h)
-            c = self._kept(mask, t, c_new, c)
+            h = self._unless_padding(mask, t, o * xp.tanh(c_new), h)
+            c = self._unless_padding(mask, t, c_new, c)
             y[:, t] = h
             if cells is not None:
                 cells[:, t] = c
@@ -292,9 +292,9 @@ class ArrayRecurrent:
             di, df = d * g * i * (1.0 - i), d * cell_before[:, t] * f * (1.0 - f)
             dg, do = d * i * (1.0 - g * g), dh * tanh_c * o * (1.0 - o)
             all_four = xp.concatenate((di, df, dg, do), axis=1)
-            dz[:, t] = self._kept(mask, t, all_four, xp.zeros_like(all_four))
-            dh = self._kept(mask, t, all_four @ U.T, dh)
-            dc = self._kept(mask, t, d * f, dc)
+            dz[:, t] = self._unless_padding(mask, t, all_four, xp.zeros_like(all_four))
+            dh = self._unless_padding(mask, t, all_four @ U.T, dh)
+            dc = self._unless_padding(mask, t, d * f, dc)
         if dh0 is not None:
             dh0[...] = dh
         if dc0 is not None:

@@ -150,8 +150,8 @@ class RecurrentOperations(ABC):
 
         ``i, f, o = sigmoid(...)``, ``g = tanh(...)`` of ``x W + h U + b``; ``c_t = f c + i g``;
         ``h_t = o tanh(c_t)``. `x` (n, t, k), `W` (k, 4 h), `U` (h, 4 h), `b` (4 h,), `h0`, `c0`, `last_cell` (n, h),
-        `y` (n, t, h): all states. `cells` (n, t, h) and `gates` (n, t, 4 h) are left for the gradient, in a form that is
-        the backend's own; ``None`` outside training. `last_cell`, where given, is written.
+        `y` (n, t, h): all states. `cells` (n, t, h) and `gates` (n, t, 4 h) are left for the gradient, in a form that
+        is the backend's own; ``None`` outside training. `last_cell`, where given, is written.
         """
 
     @abstractmethod
