@@ -86,6 +86,13 @@ UPDATE_BYTES = L2 // 8
 # ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
 UPDATE_SHARE = 50
 
+# Rows that go through a recurrent layer's steps together: whole tiles of a product, and few enough that a step's gates
+# stay in the second-level cache
+SEQUENCE_ROWS = 96
+# Rows of all its steps that are multiplied with the inputs' weights at once, and so many bytes of gates at most
+SEQUENCE_BLOCK_ROWS = 256
+SEQUENCE_BLOCK_BYTES = L2 // 2
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -122,6 +129,20 @@ def row_tiles(rows: int, threads: int) -> Tiles:
     each = -(-rows // (tasks * 4)) * 4
     per_task = -(-each // TILE_ROWS)
     return Tiles(rows, max(1, min(rows, -(-each // (per_task * 4)) * 4)), per_task)
+
+
+def sequence_tiles(rows: int, threads: int) -> Tiles:
+    """Tiles of the rows of a recurrent layer; 4 rows take a product no longer than one."""
+    tasks = max(1, min(threads, -(-rows // 4)))
+    each = -(-rows // tasks)
+    per_task = -(-each // SEQUENCE_ROWS)
+    return Tiles(rows, min(rows, -(-each // (per_task * 4)) * 4), per_task)
+
+
+def sequence_block(steps: int, tile: int, row_bytes: int) -> int:
+    """Steps of a recurrent layer whose input products are done at once, where a step's gates are so many bytes a row."""
+    rows = min(SEQUENCE_BLOCK_ROWS, SEQUENCE_BLOCK_BYTES // row_bytes)
+    return max(1, min(steps, rows // tile))
 
 
 def product_rows(rows: int, threads: int) -> Tiles:
