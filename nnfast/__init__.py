@@ -18,6 +18,7 @@ _NAMES = {
     "Input": "layers.symbolic",
     **dict.fromkeys(("Add", "Chain", "Concat", "Parallel", "Residual"), "layers"),
     **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
+    **dict.fromkeys(("SimpleRNN", "GRU", "LSTM", "Bidirectional"), "layers"),
     **dict.fromkeys(
         (
             "Loss",
@@ -100,9 +101,12 @@ if TYPE_CHECKING:
     )
     from .functional import get_backend
     from .layers import (
+        GRU,
+        LSTM,
         Activation,
         Add,
         BatchNorm,
+        Bidirectional,
         Chain,
         Concat,
         Dense,
@@ -112,6 +116,7 @@ if TYPE_CHECKING:
         LayerNorm,
         Parallel,
         Residual,
+        SimpleRNN,
     )
     from .layers.symbolic import Input
     from .losses import (

@@ -6,7 +6,6 @@ where these are many, so the loops are short in another way: each has few arrays
 the next one finds it in the first-level cache.
 """
 
-# ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py
 from __future__ import annotations
 
 from typing import Any
@@ -74,7 +73,13 @@ def lstm_backward(gates, apart, size, cell_before, cell, dstate, dcell):
     for first in range(0, size, CHUNK):
         n = min(CHUNK, size - first)
         at = first * T_SIZE
-        z, c_before, c, dh, dc = ptr(gates + at), ptr(cell_before + at), ptr(cell + at), ptr(dstate + at), ptr(dcell + at)
+        z, c_before, c, dh, dc = (
+            ptr(gates + at),
+            ptr(cell_before + at),
+            ptr(cell + at),
+            ptr(dstate + at),
+            ptr(dcell + at),
+        )
         for i in range(n):
             o, t, d = z[3 * apart + i], TANH(c[i]), dh[i]
             z[3 * apart + i] = d * t * o * (T(1.0) - o)

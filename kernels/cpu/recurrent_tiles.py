@@ -86,7 +86,7 @@ def gradient_of_state(I, record, first, gates, rows, z, apart, row, room, to, ho
 
 
 def gathered(I, source, width, first, rows, p, count, to, back):
-    """Rows of some steps, in the order in which these are done, from (n, steps, width) to `to`; or `back` from there."""
+    """Rows of some steps, in the order in which these are done, from (n, steps, width) to `to`, or `back`."""
     for s in range(count):
         t = I[STEPS] - 1 - p - s if I[REVERSE] != 0 else p + s
         for r in range(rows):
@@ -349,12 +349,11 @@ def sequence_kernels(cell: str, dtype: np.dtype[Any], back: bool) -> tuple[int, 
     blocks = product.blocking(dtype)
     names: dict[str, Any] = {"HAS_CELL": cell == "lstm", "GOES_PAST": cell == "gru", **cell_functions(dtype)}
     names["ROOM"] = function(room_of, dtype)
-    shared = (times, sums, zeros, added, gathered, times_state, gradient_of_state, biases)
-    for template in shared:
-        names[template.__name__.upper()] = function(template, dtype, inline=False, **names)
-    for template in (pass_padding, sums_of_block):
-        names[template.__name__.upper()] = function(template, dtype, cell, inline=False, **names)
+    parts: tuple[Any, ...] = (times, sums, zeros, added, gathered, times_state, gradient_of_state, biases)
+    for part in parts:
+        names[part.__name__.upper()] = function(part, dtype, inline=False, **names)
+    for part in (pass_padding, sums_of_block):
+        names[part.__name__.upper()] = function(part, dtype, cell, inline=False, **names)
     names["STEP"] = function((_BACKWARD if back else _FORWARD)[cell], dtype, inline=False, **names)
-    template = backward_sequences if back else forward_sequences
     products = kernel(run_product, dtype, blocks.variant, RUN=blocks.product)
-    return kernel(template, dtype, cell, **names), products
+    return kernel(backward_sequences if back else forward_sequences, dtype, cell, **names), products

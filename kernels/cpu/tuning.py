@@ -140,7 +140,7 @@ def sequence_tiles(rows: int, threads: int) -> Tiles:
 
 
 def sequence_block(steps: int, tile: int, row_bytes: int) -> int:
-    """Steps of a recurrent layer whose input products are done at once, where a step's gates are so many bytes a row."""
+    """Steps of a recurrent layer whose inputs are multiplied at once; a step's gates are so many bytes a row."""
     rows = min(SEQUENCE_BLOCK_ROWS, SEQUENCE_BLOCK_BYTES // row_bytes)
     return max(1, min(steps, rows // tile))
 

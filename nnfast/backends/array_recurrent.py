@@ -302,3 +302,8 @@ class ArrayRecurrent:
         before = self._previous(y, self._start(h0, len(x), U), reverse)
         dU[...] = _rows(before).T @ _rows(dz)
         self._input_gradients(dz, x, W, dx, dW, db)
+
+    # ---- two directions ---------------------------------------------------------------------------------
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> None:
+        x = self._wide(x)
+        out[...] = x * (x.dtype.type(y) if isinstance(y, float) else self._wide(y))

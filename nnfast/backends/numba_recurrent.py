@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..activations import Activation
+from ..kernels.cpu.pointwise import multiply_call
 from ..kernels.cpu.recurrent import Cell, backward_calls, forward_calls
 from .base import Array
 from .numba_checks import native, shapes, writable
@@ -195,3 +196,12 @@ class NumbaRecurrent:
         more |= {"reverse": reverse, "dx": dx, "dW": dW, "dU": dU, "db": db, "dh0": dh0, "dc0": dc0}
         if not self._backward(Cell("lstm"), dy, x, W, U, **more):
             self._numpy("lstm_grad", dy, x, W, U, **more)
+
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> None:
+        factor, other = (y, None) if isinstance(y, float) else (1.0, y)
+        if not native(x, other, out):
+            self._numpy("multiply", x, y, out=out)
+            return
+        shapes("multiply", y=(other, x.shape), out=(out, x.shape))
+        writable("multiply", out=out)
+        self._emit(multiply_call(x, other, factor, out))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RecurrentOperations", "cell_activation"]
 
 
-def cell_activation(act: str | Activation) -> Activation:
+def cell_activation(act: str | Activation, who: str = "rnn") -> Activation:
     """The activation of :meth:`RecurrentOperations.rnn`.
 
     Raises
@@ -30,7 +30,7 @@ def cell_activation(act: str | Activation) -> Activation:
     """
     act = activations.get(act)
     if act.name not in ("tanh", "relu"):
-        raise ValueError(f"rnn: the activation must be tanh or relu, got {str(act)!r}")
+        raise ValueError(f"{who}: the activation must be tanh or relu, got {str(act)!r}")
     return act
 
 
@@ -151,7 +151,8 @@ class RecurrentOperations(ABC):
         ``i, f, o = sigmoid(...)``, ``g = tanh(...)`` of ``x W + h U + b``; ``c_t = f c + i g``;
         ``h_t = o tanh(c_t)``. `x` (n, t, k), `W` (k, 4 h), `U` (h, 4 h), `b` (4 h,), `h0`, `c0`, `last_cell` (n, h),
         `y` (n, t, h): all states. `cells` (n, t, h) and `gates` (n, t, 4 h) are left for the gradient, in a form that
-        is the backend's own; ``None`` outside training. `last_cell`, where given, is written.
+        is the backend's own; ``None`` outside training. `last_cell`, where given, is written; it may be
+        `c0`.
         """
 
     @abstractmethod
@@ -177,3 +178,7 @@ class RecurrentOperations(ABC):
         dc0: Array | None = None,
     ) -> None:
         """Gradients of :meth:`lstm`; `dy` as in :meth:`rnn_grad`. `gates` is used up."""
+
+    @abstractmethod
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> None:
+        """``out = x * y``, of one shape, or with a number; `out` may be `x` or `y`. It merges two directions."""
