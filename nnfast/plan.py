@@ -18,9 +18,10 @@ from .backends.base import Array, Backend, Replay
 from .errors import OutOfMemoryError
 from .kernels import step_state as S
 from .layers import Activation, Dense
+from .layers.graph import Built
 from .losses import Loss
 from .optimizers import Optimizer
-from .parameters import Built, Parameters
+from .parameters import Parameters
 from .plan_layout import PlanLayout
 from .plan_program import Program
 
@@ -40,7 +41,9 @@ def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
         return built
     last = built[-1]
     if isinstance(last.layer, Activation) and last.layer.activation.name == loss.link:
-        return built[:-1] or [replace(last, layer=Activation("identity"))]
+        if last.inputs == (last.index - 1,) and last.index:
+            return built[:-1]
+        return [*built[:-1], replace(last, layer=Activation("identity"))]
     if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
         return [*built[:-1], replace(last, layer=last.layer.without_activation())]
     return built
@@ -93,6 +96,7 @@ class Plan:
         self.built, self.params, self.batch = built, params, batch
         self.weights = params.flat
         self.loss, self.optimizer = loss, optimizer
+        self.positions = 1 if loss is None else loss.positions(built[-1].out_shape)
         self.training = optimizer is not None
         self.backend = params.backend
         self.layout = PlanLayout(
@@ -103,6 +107,7 @@ class Plan:
             full=params.dtype,
             target=target,
             weighted=weighted,
+            positions=self.positions,
         )
         bk = self.backend
         self._need_memory(optimizer)
@@ -113,6 +118,12 @@ class Plan:
             params.use_slots(optimizer.slots, optimizer.ema is not None)
         self.state = bk.zeros(S.SIZE, np.float64)
         self.lr_table = bk.zeros(lr_steps, np.float64)
+        self._carried = [
+            slot
+            for node in self.layout.layers
+            for name, slot, _ in node.declared
+            if slot is not None and name in node.carried
+        ]
         self._data: tuple[Array, ...] = ()
         self.order: Array | None = None
         self.outputs: Array | None = None
@@ -161,12 +172,15 @@ class Plan:
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
         first = None if self.outputs is None else self.outputs[: self.batch]
         kept = None if first is None else np.array(self.backend.to_numpy(first))
+        states = [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
         try:
             return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:
                 self.backend.copy(kept, out=first)
+            for slot, values in zip(self._carried, states, strict=True):
+                self.backend.copy(values, out=self.view(slot))
 
     def _program(self, rows: int) -> Program:
         program = self._programs.get(rows)
@@ -298,6 +312,16 @@ class Plan:
     def output(self, rows: int) -> Array:
         """The output of the last step of `rows` rows: a view that the next step overwrites."""
         return self._program(rows).output
+
+    @property
+    def carries(self) -> bool:
+        """Whether layers hand on a state from step to step."""
+        return bool(self._carried)
+
+    def reset_states(self) -> None:
+        """Set what layers hand on from step to step to zero."""
+        for slot in self._carried:
+            self.backend.fill(self.view(slot), 0.0)
 
     def read_state(self) -> np.ndarray:
         """A copy of the step state on the host; waits for the device."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .layers.graph import Built
 from .losses import Loss, name_of
-from .parameters import Built, Parameters
+from .parameters import Parameters
 from .plan import Plan
 from .plan_layout import PlanLayout
 
@@ -84,6 +85,13 @@ class PlanPool:
             return plan.infer_again(x) if plan.weights is params.flat else None
         finally:
             plans.append(plan)
+
+    def reset_states(self) -> None:
+        """Set what layers hand on from prediction to prediction to zero."""
+        with self._lock:
+            for plans in self._idle.values():
+                for plan in plans:
+                    plan.reset_states()
 
     @staticmethod
     def _taken(plans: list[Plan]) -> Plan | None:

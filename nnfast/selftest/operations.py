@@ -10,6 +10,7 @@ import numpy as np
 from .. import activations
 from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
+from .recurrent_operations import add_recurrent
 from .spatial_operations import spatial_operations
 
 #: step method, names of its moments, options
@@ -64,6 +65,7 @@ class Operations:
         self._rows()
         self._losses()
         self._optimizers()
+        add_recurrent(self)
         spatial_operations(self)
 
     def run(self) -> None:
