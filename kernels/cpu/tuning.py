@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 _CACHE_FILE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
 
@@ -86,6 +87,10 @@ UPDATE_BYTES = L2 // 8
 # ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
 UPDATE_SHARE = 50
 
+# Queries and keys of a tile of scores: with what the products of a head pack, a few of them fit the second-level cache
+ATTENTION_QUERIES, ATTENTION_KEYS = 64, 256
+# Tasks of attention for each thread: with a causal mask some are longer than others
+ATTENTION_TASKS = 4
 # Rows that go through a recurrent layer's steps together: whole tiles of a product, and few enough that a step's gates
 # stay in the second-level cache
 SEQUENCE_ROWS = 96
@@ -154,6 +159,19 @@ def product_rows(rows: int, threads: int) -> Tiles:
 def image_tiles(images: int, threads: int) -> Tiles:
     """One image a tile; a task for each thread."""
     return Tiles(images, 1, -(-images // max(1, min(threads, images))))
+
+
+def tiled(x: Any, threads: int) -> tuple[Any, Tiles, int]:
+    """An array as kernels that work row by row see it, its tiles, and elements of one.
+
+    Images (n, height, width, channels) go one by one; of all others the axes but the last make up the rows, as for
+    products.
+    """
+    if x.ndim == 4:
+        return x, image_tiles(len(x), threads), x.size // len(x)
+    matrix = x.reshape(-1, x.shape[-1])
+    tiles = row_tiles(len(matrix), threads)
+    return matrix, tiles, tiles.tile * x.shape[-1]
 
 
 def update_tiles(rows: int, nbytes: int, nanoseconds: float, threads: int) -> Tiles | None:
