@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "OPTIONS",
     "SCALARS",
+    "TILES",
     "UNITS",
     "WIDE",
     "Kernels",
@@ -73,6 +74,9 @@ LOSSES = {
 #: Bytes that a thread moves at once when rows are copied, widest first
 UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
 
+#: Rows and columns of the tiles of a convolution, by what they compute in: more registers than these, and they spill
+TILES = {"f": ((128, 128), (64, 64), (128, 32)), "d": ((64, 64),)}
+
 _RULES = (
     "Sgd<{t}>",
     "Momentum<{t}, false>",
@@ -92,6 +96,7 @@ _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
+_TYPES_TILES = tuple((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]])
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments
@@ -111,6 +116,8 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "rms_norm": dict.fromkeys(("rms_norm", "rms_norm_dx", "rms_norm_dparam"), _TYPES),
     "pooling": dict.fromkeys(("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"), _TYPES),
     "images": {"resample": _UNIT_ARGS, "upsample_grad": _TYPES},
+    "conv": {**dict.fromkeys(("conv", "conv_weights"), _TYPES_TILES), "turn_weights": _TYPES},
+    "depthwise": dict.fromkeys(("depthwise", "depthwise_dx", "depthwise_weights"), _TYPES),
     "losses": {"elementwise_loss": _TYPES_LOSSES},
     "xent": {
         "weight_total": _PLAIN,
