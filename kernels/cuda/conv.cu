@@ -56,7 +56,7 @@ struct Row {
 // groups * channels, the weights are (places, channels, groups * result_channels). bias and saved may be null. backward:
 // the window lies over the result, not the source.
 template <typename T, int ROWS, int COLUMNS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, TILE_BLOCKS(ROWS, COLUMNS))
 conv(const T* source, const T* weights, const T* bias, T* saved, T* result, index_t n, index_t groups,
      index_t channels, index_t result_channels, index_t backward, index_t act, double alpha, WINDOW_PARAMETERS) {
     using W = wide<T>;
@@ -174,7 +174,7 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
 
 // Sums over this block's pixels of x and dy, into sums[chunk], which has the shape of the weights
 template <typename T, int ROWS, int COLUMNS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, TILE_BLOCKS(ROWS, COLUMNS))
 conv_weights(const T* dy, const T* x, wide<T>* sums, index_t n, index_t groups, index_t channels,
              index_t result_channels, index_t pixels_per_chunk, WINDOW_PARAMETERS) {
     using W = wide<T>;

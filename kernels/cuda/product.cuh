@@ -7,6 +7,13 @@
 
 constexpr int TILE_THREADS = 256;
 
+// Blocks that a multiprocessor holds: the largest tile is kept to half of the registers where that makes it spill none
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define TILE_BLOCKS(rows, columns) ((rows) * (columns) > 8192 ? 2 : 1)
+#else
+#define TILE_BLOCKS(rows, columns) 1
+#endif
+
 template <typename T, int ROWS, int COLUMNS, bool DOWN>
 struct Layout {
     static constexpr int PACK = Pack<T>::N, CHUNK = 4 * PACK;

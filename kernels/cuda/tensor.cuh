@@ -71,7 +71,7 @@ __device__ inline float dot2(unsigned a, unsigned b) {
     return (float)first * (float)third + (float)second * (float)fourth;
 }
 
-// sum += a b by shuffles, registers laid out as for the instruction
+// What the instruction does, by shuffles
 template <typename T>
 __device__ inline void multiply_slowly(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     const int lane = threadIdx.x & 31, row = lane & ~3, column = 2 * (lane & 3);
@@ -119,6 +119,8 @@ __device__ inline void multiply<bf16>(float (&sum)[4], const unsigned (&a)[4], c
                  "{%0, %1, %2, %3};"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif defined(__CUDA_ARCH__)
+    __trap();  // the backend gives no bfloat16 to a GPU without it
 #else
     multiply_slowly<bf16>(sum, a, b);
 #endif
