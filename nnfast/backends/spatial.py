@@ -7,20 +7,27 @@ Images are channels last, (n, height, width, channels); a sequence (n, steps, ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import activations
 from ..activations import Activation
 from ..window import Window
 
 if TYPE_CHECKING:
-    from .base import Array, Backend
+    from .base import Array
 
 __all__ = ["SpatialOperations"]
 
 
 class SpatialOperations(ABC):
     """Mixin of :class:`~nnfast.backends.base.Backend`."""
+
+    if TYPE_CHECKING:  # of the rest of the contract
+        act: Any
+        act_grad: Any
+        add_bias: Any
+        copy: Any
+        sum_rows: Any
 
     # ---- convolution ------------------------------------------------------------------------------
     @abstractmethod
@@ -40,8 +47,8 @@ class SpatialOperations(ABC):
     def conv_weight_grad(self, dy: Array, x: Array, window: Window, *, groups: int = 1, dW: Array) -> None:
         """The gradient of :meth:`conv` for `W`."""
 
-    def conv_act(  # type: ignore[misc]
-        self: Backend,
+    def conv_act(
+        self,
         x: Array,
         W: Array,
         b: Array | None,
@@ -63,8 +70,8 @@ class SpatialOperations(ABC):
         if act.name != "identity":
             self.act(act, out, out=out)
 
-    def conv_act_grad(  # type: ignore[misc]
-        self: Backend,
+    def conv_act_grad(
+        self,
         dy: Array,
         x: Array,
         W: Array,
