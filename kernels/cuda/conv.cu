@@ -49,7 +49,7 @@ struct Column {
 // What a row of the gathered factor is: a pixel of the result, and of the source the place 0 of its window
 struct Row {
     index_t image, pixel;  // the first element of the source's image; the result's pixel, or -1
-    int down, across;
+    int down, across;      // far outside where there is no pixel
 };
 
 // result = f(source * weights + bias), saved = what f is given; both pixels x groups * result_channels. The source has
@@ -85,7 +85,7 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
     const index_t total = groups * channels, result_total = groups * result_channels;
 
     for (int i = threadIdx.x; i < ROWS; i += TILE_THREADS) {
-        Row row = {0, -1, 0, 0};
+        Row row = {0, -1, -(1 << 30), 0};
         if (first_row + i < n * lines * line) {
             const PixelPack at(first_row + i, lines, line, 1);
             row.image = at.image * source_height * source_width * total + group * channels;
@@ -111,7 +111,7 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
 
     const auto element = [&](const Row& row, const Column& at) -> const T* {
         const int y = row.down + at.down * down.step, x = row.across + at.across * across.step;
-        const bool inside = row.pixel >= 0 && (unsigned)y < (unsigned)source_height && (unsigned)x < (unsigned)source_width;
+        const bool inside = (unsigned)y < (unsigned)source_height && (unsigned)x < (unsigned)source_width;
         return inside ? source + row.image + ((index_t)y * source_width + x) * total + at.channel : nullptr;
     };
     const auto fetch = [&](int chunk, T* left, T* right) {
