@@ -96,7 +96,10 @@ _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
-_TYPES_TILES = tuple((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]])
+_TYPES_TILES = (
+    *((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]]),
+    *(("tf32", *map(str, tile)) for tile in TILES["f"]),
+)
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments

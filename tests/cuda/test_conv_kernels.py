@@ -13,6 +13,7 @@ from nnfast.kernels.cuda import expressions, loader
 from nnfast.window import Window
 from tests.backends.test_parity_cuda import check, dtype_of, nan, place, tolerance, widened
 from tests.cuda.emulator import EmulatedBackend, emulated_backend
+from tests.cuda.fake_cupy import tf32
 from tests.cuda.host_shim import HostShim
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
@@ -208,8 +209,33 @@ def test_every_instantiation_runs() -> None:
         bk = emulated_backend()
         for case in ("odd", "packed", "wide", "depthwise"):
             every_call(bk, dtype, case)[0]()
+            with bk.rounding():
+                every_call(bk, dtype, case)[0]()
         launched.update(bk.counts.kernels)
     assert {name for file in ("conv", "depthwise") for name in expressions(file)} <= launched
+
+
+@pytest.mark.parametrize("case", ["odd", "packed", "stride", "groups", "wide", "pixels"])
+def test_rounding(bk: EmulatedBackend, rng: Any, case: str) -> None:
+    """What is representable in tf32 is multiplied without an error; the rest is rounded, where that was asked for."""
+    window, image, weights, result, groups = shapes(case)
+    x, W, dy = (rng.standard_normal(shape).astype("float32") for shape in (image, weights, result))
+    options = {"window": window, "groups": groups}
+    for method, given, out in (
+        ("conv", {"x": x, "W": W}, ("out", result, "float32")),
+        ("conv_input_grad", {"dy": dy, "W": W}, ("dx", image, "float32")),
+        ("conv_weight_grad", {"dy": dy, "x": x}, ("dW", weights, "float32")),
+    ):
+        rounded = {name: tf32(value).reshape(value.shape) for name, value in given.items()}
+        exact = {name: value.astype(float) for name, value in rounded.items()}
+        wanted = run(NumpyBackend(), method, exact, (*out[:2], float), 0, **options)
+        terms = run(NumpyBackend(), method, {k: np.abs(v) for k, v in exact.items()}, (*out[:2], float), 0, **options)
+        for offset in (0, 1):
+            with bk.rounding():
+                near(run(bk, method, rounded, out, offset, **options), wanted, terms, "float32", False)
+                found = run(bk, method, given, out, offset, **options)
+            assert (np.abs(found - wanted) <= 5e-3 * terms + 1e-6).all()
+            assert not np.array_equal(found, run(bk, method, given, out, offset, **options))
 
 
 # ---- which code runs --------------------------------------------------------------------------------
