@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nnfast as nf
 from nnfast.backends.cupy_conv import CudaConv
 from nnfast.backends.cupy_norms import CudaNorms
 from nnfast.backends.cupy_spatial import CudaSpatial
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.backends.spatial import SpatialOperations
 from nnfast.kernels.cuda import expressions
+from nnfast.training.engine import Engine
 from nnfast.window import Window
 from tests.backends.test_parity_cuda import check, dtype_of, each_storage, nan, new_state, widened
 from tests.cuda.emulator import EmulatedBackend, emulated_backend
@@ -231,3 +233,40 @@ def test_shapes_that_do_not_fit_go_to_the_composition(bk: EmulatedBackend) -> No
         with pytest.raises((ValueError, IndexError)):
             call()
     assert not bk.counts.kernels
+
+
+# ---- a whole network --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "pool"),
+    [
+        ("float32", 1e-4, nf.MaxPool2D),
+        ("tf32", 2e-2, nf.MaxPool2D),
+        ("bf16", 2e-1, nf.AvgPool2D),  # of values rounded to be equal another one has the gradient
+    ],
+)
+def test_a_network_trains_as_on_numpy(
+    monkeypatch: pytest.MonkeyPatch, precision: str, tolerance: float, pool: type[nf.Layer]
+) -> None:
+    """And its captured step neither waits nor allocates."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 6, 6, 3)).astype("float32"), rng.integers(0, 3, 16)
+    bk, run, seen = emulated_backend(), Engine.run, []
+
+    def counted(self: Engine, rows: int, steps: int = 1) -> None:
+        bk.counts.reset()
+        run(self, rows, steps)
+        seen.append((bk.counts.launches > 20, bk.counts.syncs, bk.counts.uploads, bk.counts.allocations))
+
+    predicted = []
+    for device in ("numpy", bk):
+        layers = [nf.Conv2D(8, 3, "tanh", padding="same"), pool(2), nf.DepthwiseConv2D(2, activation="gelu")]
+        layers += [nf.Conv2D(6, 1), nf.GroupNorm(2), nf.SpatialDropout(0.2), nf.Flatten(), nf.Dense(3)]
+        with monkeypatch.context() as patch:
+            if device is bk:
+                patch.setattr(Engine, "run", counted)
+            model, reduced = nf.Sequential(layers), {} if device == "numpy" else {"precision": precision}
+            options = {"loss": "cross_entropy", "optimizer": nf.SGD(0.05), "batch_size": 8, "epochs": 2, "verbose": 0}
+            model.fit(x, y, **options, device=device, seed=1, **reduced)
+        predicted.append(model.predict(x))
+    np.testing.assert_allclose(np.asarray(predicted[1], float), predicted[0], rtol=tolerance, atol=tolerance)
+    assert seen[-1] == (True, 0, 0, 0)
