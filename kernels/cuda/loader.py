@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "OPTIONS",
     "SCALARS",
+    "TILES",
     "UNITS",
     "WIDE",
     "Kernels",
@@ -73,6 +74,9 @@ LOSSES = {
 #: Bytes that a thread moves at once when rows are copied, widest first
 UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
 
+#: Rows and columns of the tiles of a convolution, by what they compute in: more registers than these, and they spill
+TILES = {"f": ((128, 128), (64, 64), (128, 32)), "d": ((64, 64),)}
+
 _RULES = (
     "Sgd<{t}>",
     "Momentum<{t}, false>",
@@ -92,6 +96,10 @@ _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
+_TYPES_TILES = (
+    *((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]]),
+    *(("tf32", *map(str, tile)) for tile in TILES["f"]),
+)
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments
@@ -99,7 +107,7 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
     "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
     "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES), "add": _TYPES},
-    "dropout": {"dropout": _TYPES},
+    "dropout": dict.fromkeys(("dropout", "spatial_dropout"), _TYPES),
     "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
     "scatter": {"add_at_rows": _WIDE_TYPES},
     "layer_norm": dict.fromkeys(("layer_norm", "layer_norm_dx", "layer_norm_dparam"), _TYPES),
@@ -107,6 +115,12 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         **dict.fromkeys(("batch_stats", "batch_norm_apply", "batch_norm_dparam", "batch_norm_dx"), _TYPES),
         **dict.fromkeys(("batch_stats_finish", "batch_norm_track"), _WIDE_TYPES),
     },
+    "group_norm": dict.fromkeys(("group_norm", "group_norm_dx", "group_norm_dparam"), _TYPES),
+    "rms_norm": dict.fromkeys(("rms_norm", "rms_norm_dx", "rms_norm_dparam"), _TYPES),
+    "pooling": dict.fromkeys(("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"), _TYPES),
+    "images": {"resample": _UNIT_ARGS, "upsample_grad": _TYPES},
+    "conv": {**dict.fromkeys(("conv", "conv_weights"), _TYPES_TILES), "turn_weights": _TYPES},
+    "depthwise": dict.fromkeys(("depthwise", "depthwise_dx", "depthwise_weights"), _TYPES),
     "losses": {"elementwise_loss": _TYPES_LOSSES},
     "xent": {
         "weight_total": _PLAIN,
