@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_LAYERS = (
+    "Activation", "Add", "AvgPool1D", "AvgPool2D", "BatchNorm", "Block", "Chain", "Concat", "Conv1D", "Conv2D",
+    "Conv2DTranspose", "CrossAttention", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Flatten",
+    "GlobalAvgPool1D", "GlobalAvgPool2D", "GlobalMaxPool1D", "GlobalMaxPool2D", "GroupNorm", "Layer", "LayerNorm",
+    "Masking", "MaxPool1D", "MaxPool2D", "MultiHeadAttention", "Parallel", "PositionalEmbedding", "RMSNorm",
+    "Reshape", "Residual", "SpatialDropout", "TransformerBlock", "UpSampling1D", "UpSampling2D", "ZeroPadding1D",
+    "ZeroPadding2D",
+)  # fmt: skip
+
 # name -> module that defines it
 _NAMES = {
     "get_backend": "functional",
     "available_devices": "devices",
-    **dict.fromkeys(("Sequential", "load"), "model"),
-    **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
-    **dict.fromkeys(
-        ("MultiHeadAttention", "CrossAttention", "Embedding", "Masking", "PositionalEmbedding", "RMSNorm"), "layers"
-    ),
+    **dict.fromkeys(("Model", "Sequential", "load"), "model"),
+    "Input": "layers.symbolic",
+    **dict.fromkeys(_LAYERS, "layers"),
     **dict.fromkeys(
         (
             "Loss",
@@ -100,21 +107,8 @@ if TYPE_CHECKING:
         OutOfMemoryError,
     )
     from .functional import get_backend
-    from .layers import (
-        Activation,
-        BatchNorm,
-        CrossAttention,
-        Dense,
-        Dropout,
-        Embedding,
-        Flatten,
-        Layer,
-        LayerNorm,
-        Masking,
-        MultiHeadAttention,
-        PositionalEmbedding,
-        RMSNorm,
-    )
+    from .layers import *  # noqa: F403 - its names are those of _LAYERS, and a test says so
+    from .layers.symbolic import Input
     from .losses import (
         BinaryCrossEntropy,
         CrossEntropy,
@@ -125,7 +119,7 @@ if TYPE_CHECKING:
         MeanSquaredError,
         Poisson,
     )
-    from .model import Sequential, load
+    from .model import Model, Sequential, load
     from .optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RMSprop
     from .plotting import WeightPath
     from .scratch import NeuralNetwork

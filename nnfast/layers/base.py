@@ -127,6 +127,12 @@ class Layer:
     x: Array
     y: Array
 
+    def __call__(self, *inputs: Any) -> Any:
+        """The layer's result on symbolic tensors, for :class:`nnfast.Model`; see :mod:`nnfast.layers.symbolic`."""
+        from .symbolic import call
+
+        return call(self, inputs)
+
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
         """Declare parameters, saved tensors and scratch for inputs of `in_shape`.
 
@@ -211,6 +217,11 @@ def describe(value: Any) -> Any:
 def rows(x: Array) -> Array:
     """`x` as a matrix: all axes but the last become rows. A view, since buffers are contiguous."""
     return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def pixels(x: Array) -> Array:
+    """`x` as (n, pixels, channels): all axes between the first and the last become one. A view, as :func:`rows`."""
+    return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def positive_int(value: Any, what: str) -> int:

@@ -6,7 +6,8 @@ from ..backends.base import Array, Backend
 from .base import BuildContext, Layer, Shape, rows
 
 
-def _check_eps(eps: float, who: str) -> float:
+def check_eps(eps: float, who: str) -> float:
+    """`eps` as a float, if it is positive; `who` is named where it is not."""
     if not eps > 0.0:
         raise ValueError(f"{who}: eps must be positive, got {eps}")
     return float(eps)
@@ -35,7 +36,7 @@ class LayerNorm(Layer):
     rstd: Array
 
     def __init__(self, eps: float = 1e-5, *, name: str | None = None) -> None:
-        self.eps = _check_eps(eps, "LayerNorm")
+        self.eps = check_eps(eps, "LayerNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
@@ -89,7 +90,7 @@ class RMSNorm(Layer):
     rstd: Array
 
     def __init__(self, eps: float = 1e-6, *, name: str | None = None) -> None:
-        self.eps = _check_eps(eps, "RMSNorm")
+        self.eps = check_eps(eps, "RMSNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
@@ -140,7 +141,7 @@ class BatchNorm(Layer):
         if not 0.0 < momentum <= 1.0:
             raise ValueError(f"BatchNorm: momentum must be in (0, 1], got {momentum}")
         self.momentum = float(momentum)
-        self.eps = _check_eps(eps, "BatchNorm")
+        self.eps = check_eps(eps, "BatchNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
