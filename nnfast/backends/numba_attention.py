@@ -10,7 +10,7 @@ import numpy as np
 from ..kernels.cpu import attention as attention_kernels
 from ..kernels.cpu import attention_grad as gradient_kernels
 from ..kernels.cpu import sequence_rows
-from . import formulas
+from ..positions import position_angles
 from .base import Array
 from .numba_checks import matrix, native, plain, shapes, writable
 
@@ -44,7 +44,7 @@ def _head_width(method: str, x: np.ndarray, heads: int) -> int:
 @lru_cache(maxsize=32)
 def _turns(steps: int, width: int, base: float, first: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of rotary positions, (steps, width / 2)."""
-    angles = formulas.position_angles(np, steps, width, base, first)
+    angles = position_angles(np, steps, width, base, first)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
