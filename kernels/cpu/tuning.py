@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 _CACHE_FILE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
 
@@ -90,6 +91,12 @@ UPDATE_SHARE = 50
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 256
 # Tasks of attention for each thread: with a causal mask some are longer than others
 ATTENTION_TASKS = 4
+# Rows that go through a recurrent layer's steps together: whole tiles of a product, and few enough that a step's gates
+# stay in the second-level cache
+SEQUENCE_ROWS = 96
+# Rows of all its steps that are multiplied with the inputs' weights at once, and so many bytes of gates at most
+SEQUENCE_BLOCK_ROWS = 256
+SEQUENCE_BLOCK_BYTES = L2 // 2
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,20 @@ def row_tiles(rows: int, threads: int) -> Tiles:
     return Tiles(rows, max(1, min(rows, -(-each // (per_task * 4)) * 4)), per_task)
 
 
+def sequence_tiles(rows: int, threads: int) -> Tiles:
+    """Tiles of the rows of a recurrent layer; 4 rows take a product no longer than one."""
+    tasks = max(1, min(threads, -(-rows // 4)))
+    each = -(-rows // tasks)
+    per_task = -(-each // SEQUENCE_ROWS)
+    return Tiles(rows, min(rows, -(-each // (per_task * 4)) * 4), per_task)
+
+
+def sequence_block(steps: int, tile: int, row_bytes: int) -> int:
+    """Steps of a recurrent layer whose inputs are multiplied at once; a step's gates are so many bytes a row."""
+    rows = min(SEQUENCE_BLOCK_ROWS, SEQUENCE_BLOCK_BYTES // row_bytes)
+    return max(1, min(steps, rows // tile))
+
+
 def product_rows(rows: int, threads: int) -> Tiles:
     """One tile a thread, for a product on its own."""
     tile = -(-rows // threads)
@@ -138,6 +159,19 @@ def product_rows(rows: int, threads: int) -> Tiles:
 def image_tiles(images: int, threads: int) -> Tiles:
     """One image a tile; a task for each thread."""
     return Tiles(images, 1, -(-images // max(1, min(threads, images))))
+
+
+def tiled(x: Any, threads: int) -> tuple[Any, Tiles, int]:
+    """An array as kernels that work row by row see it, its tiles, and elements of one.
+
+    Images (n, height, width, channels) go one by one; of all others the axes but the last make up the rows, as for
+    products.
+    """
+    if x.ndim == 4:
+        return x, image_tiles(len(x), threads), x.size // len(x)
+    matrix = x.reshape(-1, x.shape[-1])
+    tiles = row_tiles(len(matrix), threads)
+    return matrix, tiles, tiles.tile * x.shape[-1]
 
 
 def update_tiles(rows: int, nbytes: int, nanoseconds: float, threads: int) -> Tiles | None:

@@ -2,6 +2,7 @@
 
 from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
+from .bidirectional import Bidirectional
 from .blocks import Chain, Parallel, Residual, TransformerBlock
 from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
@@ -12,16 +13,29 @@ from .images import Reshape, UpSampling1D, UpSampling2D, ZeroPadding1D, ZeroPadd
 from .merge import Add, Concat
 from .norm import BatchNorm, LayerNorm, RMSNorm
 from .pointwise import Activation, Dropout, Flatten, SpatialDropout
-from .pooling import AvgPool1D, AvgPool2D, GlobalAvgPool1D, GlobalAvgPool2D, GlobalMaxPool1D, GlobalMaxPool2D, MaxPool1D, MaxPool2D
+from .pooling import (
+    AvgPool1D,
+    AvgPool2D,
+    GlobalAvgPool1D,
+    GlobalAvgPool2D,
+    GlobalMaxPool1D,
+    GlobalMaxPool2D,
+    MaxPool1D,
+    MaxPool2D,
+)
 from .positions import PositionalEmbedding
+from .recurrent import GRU, LSTM, SimpleRNN
 from .transposed_convolution import Conv2DTranspose
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "AvgPool1D",
     "AvgPool2D",
     "BatchNorm",
+    "Bidirectional",
     "Block",
     "BuildContext",
     "Chain",
@@ -51,6 +65,7 @@ __all__ = [
     "RMSNorm",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "SpatialDropout",
     "TensorSpec",
     "TransformerBlock",

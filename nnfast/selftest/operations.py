@@ -11,6 +11,7 @@ from .. import activations
 from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
 from .attention_operations import attention_operations
+from .recurrent_operations import add_recurrent
 
 #: step method, names of its moments, options
 OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -65,6 +66,7 @@ class Operations:
         self._losses()
         self._optimizers()
         attention_operations(self)
+        add_recurrent(self)
 
     def run(self) -> None:
         """Make all calls."""
