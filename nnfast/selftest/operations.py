@@ -12,6 +12,7 @@ from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
 from .attention_operations import attention_operations
 from .recurrent_operations import add_recurrent
+from .spatial_operations import spatial_operations
 
 #: step method, names of its moments, options
 OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -67,6 +68,7 @@ class Operations:
         self._optimizers()
         attention_operations(self)
         add_recurrent(self)
+        spatial_operations(self)
 
     def run(self) -> None:
         """Make all calls."""
