@@ -24,6 +24,7 @@ __all__ = [
     "SCALARS",
     "UNITS",
     "WIDE",
+    "WIDTHS",
     "Kernels",
     "expressions",
     "source",
@@ -73,6 +74,9 @@ LOSSES = {
 #: Bytes that a thread moves at once when rows are copied, widest first
 UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
 
+#: Columns that a block of attention gives its result at a time
+WIDTHS = (64, 128)
+
 _RULES = (
     "Sgd<{t}>",
     "Momentum<{t}, false>",
@@ -91,6 +95,8 @@ _TYPES = tuple((t,) for t in SCALARS.values())
 _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
+_TYPES_RNN = tuple((t, act) for t in SCALARS.values() for act in ("Tanh", "Relu"))
+_TYPES_WIDTHS = tuple((t, str(width)) for t in SCALARS.values() for width in WIDTHS)
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
@@ -117,6 +123,18 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "optimizer_step": tuple((rule.format(t=t),) for (t,) in _WIDE_TYPES for rule in _RULES),
         "ema_step": _WIDE_TYPES,
     },
+    "recurrent": {
+        **dict.fromkeys(("rnn_step", "rnn_grad_step"), _TYPES_RNN),
+        **dict.fromkeys(("lstm_step", "lstm_grad_step", "initial_grad"), _TYPES),
+    },
+    "gru": dict.fromkeys(("gru_step", "gru_reset", "gru_new"), _TYPES),
+    "gru_grad": dict.fromkeys(("gru_grad_step", "gru_grad_new", "gru_grad_reset"), _TYPES),
+    "attention": {"attention": _TYPES_WIDTHS},
+    "attention_grad": {
+        "attention_delta": _TYPES,
+        **dict.fromkeys(("attention_dq", "attention_dkv"), _TYPES_WIDTHS),
+    },
+    "rotary": {"rotary": _TYPES},
     "half": {
         "cast": tuple(pair for c in HALVES for pair in (("float", SCALARS[c]), (SCALARS[c], "float"))),
         "unscale": _PLAIN,
