@@ -26,15 +26,16 @@ __device__ inline W row_sum(W v) {
 template <typename T, int C>
 __global__ void __launch_bounds__(256)
 attention(const T* q, const T* k, const T* v, const void* mask, index_t mask_bytes, T* out, wide<T>* lse, index_t heads,
-          index_t steps, index_t keys, index_t d, index_t q_sequence, index_t q_row, index_t k_sequence, index_t k_row,
+          index_t all_steps, index_t all_keys, index_t columns, index_t q_sequence, index_t q_row, index_t k_sequence, index_t k_row,
           index_t v_sequence, index_t v_row, index_t out_sequence, index_t out_row, index_t causal, double scale) {
     using W = wide<T>;
     using S = Tiles<T>;
     constexpr int M = S::M;
     __shared__ Shared<T, C> shared;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    const int steps = (int)all_steps, keys = (int)all_keys, d = (int)columns, column = (int)blockIdx.y * C;
     const HeadTile tile(steps, S::R, heads);
-    const index_t start = tile.head * d, column = blockIdx.y * (index_t)C;
+    const index_t start = tile.head * d;
     const Rows<T> queries(q + tile.sequence * q_sequence + start, q_row, steps, d);
     const Rows<T> of_keys(k + tile.sequence * k_sequence + start, k_row, keys, d);
     const Rows<T> values(v + tile.sequence * v_sequence + start, v_row, keys, d);
@@ -45,18 +46,21 @@ attention(const T* q, const T* k, const T* v, const void* mask, index_t mask_byt
         most[i] = minus_infinity<W>();
         total[i] = 0;
     }
-    const index_t end = sight.end(tile.row + S::R - 1);
+    const int end = sight.end_of_tile(tile.row, S::R);
 #pragma unroll 1
-    for (index_t first = 0; first < end; first += S::R) {
+    for (int first = 0; first < end; first += S::R) {
         W x[M][M];
         scores<T>(x, queries, tile.row, of_keys, first, shared.chunk);
+        int number[M];
+#pragma unroll
+        for (int j = 0; j < M; j++) number[j] = sight.number(first + tx + 16 * j);
 #pragma unroll
         for (int i = 0; i < M; i++) {
-            const index_t query = tile.row + ty + 16 * i;
+            const int query_end = sight.end(tile.row + ty + 16 * i);
             W top = most[i], part = 0;
 #pragma unroll
             for (int j = 0; j < M; j++) {
-                x[i][j] = sight.holds(query, first + tx + 16 * j) ? x[i][j] * W(scale) : minus_infinity<W>();
+                x[i][j] = number[j] < query_end ? x[i][j] * W(scale) : minus_infinity<W>();
                 top = x[i][j] > top ? x[i][j] : top;
             }
             top = row_max(top);
@@ -77,7 +81,7 @@ attention(const T* q, const T* k, const T* v, const void* mask, index_t mask_byt
     W factor[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
-        const index_t query = tile.row + ty + 16 * i;
+        const int query = tile.row + ty + 16 * i;
         factor[i] = total[i] == W(0) ? W(0) : W(1) / total[i];
         if (lse && tx == 0 && blockIdx.y == 0 && query < steps)
             lse[(tile.sequence * heads + tile.head) * steps + query] = most[i] + log(total[i]);

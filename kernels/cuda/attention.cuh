@@ -29,16 +29,17 @@ struct Shared {
 template <typename T>
 struct Rows {
     const T* first;
-    index_t stride, count, d;
+    index_t stride;
+    int count, d;
     bool packed;  // whether they can be read 16 bytes at a time
-    __device__ Rows(const T* first, index_t stride, index_t count, index_t d)
+    __device__ Rows(const T* first, index_t stride, int count, int d)
         : first(first), stride(stride), count(count), d(d),
           packed((stride | d) % Pack<T>::N == 0 && aligned16(first)) {}
 };
 
 // to[r, c] = rows[row + r, column + c] of ROWS x COLUMNS; zeros beyond the last row and column
 template <int ROWS, int COLUMNS, int PITCH, typename T>
-__device__ inline void fill(wide<T>* to, const Rows<T>& rows, index_t row, index_t column) {
+__device__ inline void fill(wide<T>* to, const Rows<T>& rows, int row, int column) {
     if (rows.packed) {
         constexpr int N = Pack<T>::N, ACROSS = COLUMNS / N;
 #pragma unroll 2
@@ -46,7 +47,7 @@ __device__ inline void fill(wide<T>* to, const Rows<T>& rows, index_t row, index
             const int r = i / ACROSS, c = i % ACROSS * N;
             Values<wide<T>, N> v = {};
             if (row + r < rows.count && column + c < rows.d) {
-                const Values<T, N> x = load<N>(rows.first + (row + r) * rows.stride + column + c);
+                const Values<T, N> x = load<N>(rows.first + (index_t)(row + r) * rows.stride + column + c);
 #pragma unroll
                 for (int k = 0; k < N; k++) v.v[k] = x.v[k];
             }
@@ -58,13 +59,13 @@ __device__ inline void fill(wide<T>* to, const Rows<T>& rows, index_t row, index
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += ATTENTION_THREADS) {
         const int r = i / COLUMNS, c = i % COLUMNS;
         const bool there = row + r < rows.count && column + c < rows.d;
-        to[r * PITCH + c] = there ? wide<T>(rows.first[(row + r) * rows.stride + column + c]) : wide<T>(0);
+        to[r * PITCH + c] = there ? wide<T>(rows.first[(index_t)(row + r) * rows.stride + column + c]) : wide<T>(0);
     }
 }
 
 // x[i][j] = the product of row a0 + ty + 16 i of a and row b0 + tx + 16 j of b
 template <typename T, int M>
-__device__ inline void scores(wide<T> (&x)[M][M], const Rows<T>& a, index_t a0, const Rows<T>& b, index_t b0,
+__device__ inline void scores(wide<T> (&x)[M][M], const Rows<T>& a, int a0, const Rows<T>& b, int b0,
                               wide<T>* chunk) {
     using S = Tiles<T>;
     using W = wide<T>;
@@ -76,12 +77,12 @@ __device__ inline void scores(wide<T> (&x)[M][M], const Rows<T>& a, index_t a0, 
 #pragma unroll
         for (int j = 0; j < M; j++) x[i][j] = 0;
 #pragma unroll 1
-    for (index_t column = 0; column < a.d; column += S::DEPTH) {
+    for (int column = 0; column < a.d; column += S::DEPTH) {
         __syncthreads();  // what was there has been read
         fill<S::R, S::DEPTH, S::PITCH>(chunk, a, a0, column);
         fill<S::R, S::DEPTH, S::PITCH>(right, b, b0, column);
         __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
         for (int k = 0; k < S::DEPTH; k += N) {
             Values<W, N> of_a[M], of_b[M];
 #pragma unroll
@@ -113,13 +114,13 @@ __device__ inline void put(wide<T>* weights, const wide<T> (&x)[M][M]) {
 template <typename T>
 __device__ inline int column_of(int c) {
     constexpr int N = Tiles<T>::N;
-    return c / N * 16 * N + threadIdx.x % 16 * N + c % N;
+    return c / N * 16 * N + (int)threadIdx.x % 16 * N + c % N;
 }
 
 // sum[i][c] += the products of the row ty + 16 i of the weights and of columns of the rows from b0 on
 template <int C, typename T, int M>
-__device__ inline void accumulate(wide<T> (&sum)[M][C / 16], const wide<T>* weights, const Rows<T>& b, index_t b0,
-                                  index_t column, wide<T>* chunk) {
+__device__ inline void accumulate(wide<T> (&sum)[M][C / 16], const wide<T>* weights, const Rows<T>& b, int b0,
+                                  int column, wide<T>* chunk) {
     using S = Tiles<T>;
     using W = wide<T>;
     constexpr int N = S::N, PACKS = C / 16 / N;
@@ -150,44 +151,50 @@ __device__ inline void accumulate(wide<T> (&sum)[M][C / 16], const wide<T>* weig
 
 // to[row, column..] = sum[i] * factor[i], of the rows and columns that there are
 template <int C, typename T, int M>
-__device__ inline void write_rows(T* to, index_t stride, index_t rows, index_t row0, index_t column, index_t d,
+__device__ inline void write_rows(T* to, index_t stride, int rows, int row0, int column, int d,
                                   const wide<T> (&sum)[M][C / 16], const wide<T> (&factor)[M]) {
 #pragma unroll
     for (int i = 0; i < M; i++) {
-        const index_t row = row0 + threadIdx.x / 16 + 16 * i;
+        const int row = row0 + (int)threadIdx.x / 16 + 16 * i;
         if (row >= rows) continue;
 #pragma unroll
         for (int c = 0; c < C / 16; c++) {
-            const index_t j = column + column_of<T>(c);
-            if (j < d) to[row * stride + j] = T(sum[i][c] * factor[i]);
+            const int j = column + column_of<T>(c);
+            if (j < d) to[(index_t)row * stride + j] = T(sum[i][c] * factor[i]);
         }
     }
 }
 
 // The sequence and the head of a block, and its tile of rows. Tiles come last first: with `causal`, what has most to do.
 struct HeadTile {
-    index_t sequence, head, row;
-    __device__ HeadTile(index_t rows, int tile_rows, index_t heads) {
-        const index_t tiles = (rows + tile_rows - 1) / tile_rows, of_all = quotient(blockIdx.x, tiles);
-        row = (tiles - 1 - (blockIdx.x - of_all * tiles)) * tile_rows;
+    index_t sequence, head;
+    int row;
+    __device__ HeadTile(int rows, int tile_rows, index_t heads) {
+        const int tiles = (rows + tile_rows - 1) / tile_rows;
+        const index_t of_all = quotient(blockIdx.x, tiles);
+        row = (tiles - 1 - (int)(blockIdx.x - of_all * tiles)) * tile_rows;
         sequence = quotient(of_all, heads);
         head = of_all - sequence * heads;
     }
 };
 
-// Which keys a query looks at
+// Which keys a query looks at: those of which number() is less than end()
 struct Sight {
     const void* mask;
-    index_t mask_bytes, mask_start, steps, keys;
+    index_t mask_bytes, mask_start;
+    int steps, keys;
     bool causal;
-    // The last key that `query` may look at, plus one
-    __device__ index_t end(index_t query) const {
-        if (!causal) return keys;
-        const index_t last = query + 1 + keys - steps;
-        return last < 0 ? 0 : (last < keys ? last : keys);
+    __device__ int end(int query) const {
+        if (query >= steps) return 0;
+        return causal && query + 1 < steps ? query + 1 + keys - steps : keys;
     }
-    __device__ bool holds(index_t query, index_t key) const {
-        return query < steps && key < end(query) && (!mask || is_set(mask, mask_bytes, mask_start + key));
+    __device__ int number(int key) const {
+        if (key < keys && (!mask || is_set(mask, mask_bytes, mask_start + key))) return key;
+        return 0x7fffffff;
+    }
+    // Of the keys that queries of a tile look at, the last, plus one
+    __device__ int end_of_tile(int row, int rows) const {
+        return end(row + rows < steps ? row + rows - 1 : steps - 1);
     }
 };
 

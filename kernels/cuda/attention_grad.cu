@@ -48,7 +48,7 @@ __device__ inline W weight_of(W score, W lse) {
 template <typename T, int C>
 __global__ void __launch_bounds__(256)
 attention_dq(const T* dy, const T* q, const T* k, const T* v, const void* mask, index_t mask_bytes, const wide<T>* lse,
-             const wide<T>* delta, T* dq, index_t heads, index_t steps, index_t keys, index_t d, index_t dy_sequence,
+             const wide<T>* delta, T* dq, index_t heads, index_t all_steps, index_t all_keys, index_t columns, index_t dy_sequence,
              index_t dy_row, index_t q_sequence, index_t q_row, index_t k_sequence, index_t k_row, index_t v_sequence,
              index_t v_row, index_t dq_sequence, index_t dq_row, index_t causal, double scale) {
     using W = wide<T>;
@@ -56,8 +56,9 @@ attention_dq(const T* dy, const T* q, const T* k, const T* v, const void* mask, 
     constexpr int M = S::M;
     __shared__ Shared<T, C> shared;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    const int steps = (int)all_steps, keys = (int)all_keys, d = (int)columns, column = (int)blockIdx.y * C;
     const HeadTile tile(steps, S::R, heads);
-    const index_t start = tile.head * d, column = blockIdx.y * (index_t)C;
+    const index_t start = tile.head * d, of_rows = (tile.sequence * heads + tile.head) * steps;
     const Rows<T> slopes(dy + tile.sequence * dy_sequence + start, dy_row, steps, d);
     const Rows<T> queries(q + tile.sequence * q_sequence + start, q_row, steps, d);
     const Rows<T> of_keys(k + tile.sequence * k_sequence + start, k_row, keys, d);
@@ -66,24 +67,26 @@ attention_dq(const T* dy, const T* q, const T* k, const T* v, const void* mask, 
     W of_lse[M], of_delta[M], factor[M], sum[M][C / 16] = {};
 #pragma unroll
     for (int i = 0; i < M; i++) {
-        const index_t query = tile.row + ty + 16 * i, at = (tile.sequence * heads + tile.head) * steps + query;
-        of_lse[i] = query < steps ? lse[at] : W(0);
-        of_delta[i] = query < steps ? delta[at] : W(0);
+        const int query = tile.row + ty + 16 * i;
+        of_lse[i] = query < steps ? lse[of_rows + query] : W(0);
+        of_delta[i] = query < steps ? delta[of_rows + query] : W(0);
         factor[i] = W(scale);
     }
-    const index_t end = sight.end(tile.row + S::R - 1);
+    const int end = sight.end_of_tile(tile.row, S::R);
 #pragma unroll 1
-    for (index_t first = 0; first < end; first += S::R) {
+    for (int first = 0; first < end; first += S::R) {
         W x[M][M], dx[M][M];
         scores<T>(x, queries, tile.row, of_keys, first, shared.chunk);
         scores<T>(dx, slopes, tile.row, values, first, shared.chunk);
 #pragma unroll
-        for (int i = 0; i < M; i++)
+        for (int j = 0; j < M; j++) {
+            const int number = sight.number(first + tx + 16 * j);
 #pragma unroll
-            for (int j = 0; j < M; j++) {
-                const bool seen = sight.holds(tile.row + ty + 16 * i, first + tx + 16 * j);
+            for (int i = 0; i < M; i++) {
+                const bool seen = number < sight.end(tile.row + ty + 16 * i);
                 x[i][j] = seen ? weight_of(x[i][j] * W(scale), of_lse[i]) * (dx[i][j] - of_delta[i]) : W(0);
             }
+        }
         put<T>(shared.weights, x);
         accumulate<C, T>(sum, shared.weights, of_keys, first, column, shared.chunk);
     }
@@ -94,7 +97,7 @@ attention_dq(const T* dy, const T* q, const T* k, const T* v, const void* mask, 
 template <typename T, int C>
 __global__ void __launch_bounds__(256)
 attention_dkv(const T* dy, const T* q, const T* k, const T* v, const void* mask, index_t mask_bytes, const wide<T>* lse,
-              const wide<T>* delta, T* dk, T* dv, index_t heads, index_t steps, index_t keys, index_t d,
+              const wide<T>* delta, T* dk, T* dv, index_t heads, index_t all_steps, index_t all_keys, index_t columns,
               index_t dy_sequence, index_t dy_row, index_t q_sequence, index_t q_row, index_t k_sequence, index_t k_row,
               index_t v_sequence, index_t v_row, index_t dk_sequence, index_t dk_row, index_t dv_sequence,
               index_t dv_row, index_t causal, double scale) {
@@ -103,37 +106,38 @@ attention_dkv(const T* dy, const T* q, const T* k, const T* v, const void* mask,
     constexpr int M = S::M;
     __shared__ Shared<T, C> shared;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    const int steps = (int)all_steps, keys = (int)all_keys, d = (int)columns, column = (int)blockIdx.y * C;
     const HeadTile tile(keys, S::R, heads);
-    const index_t start = tile.head * d, column = blockIdx.y * (index_t)C;
-    const index_t of_rows = (tile.sequence * heads + tile.head) * steps;
+    const index_t start = tile.head * d, of_rows = (tile.sequence * heads + tile.head) * steps;
     const Rows<T> slopes(dy + tile.sequence * dy_sequence + start, dy_row, steps, d);
     const Rows<T> queries(q + tile.sequence * q_sequence + start, q_row, steps, d);
     const Rows<T> of_keys(k + tile.sequence * k_sequence + start, k_row, keys, d);
     const Rows<T> values(v + tile.sequence * v_sequence + start, v_row, keys, d);
     const Sight sight{mask, mask_bytes, tile.sequence * keys, steps, keys, causal != 0};
     W of_keys_sum[M][C / 16] = {}, of_values_sum[M][C / 16] = {}, factor[M], one[M];
+    int number[M];
 #pragma unroll
     for (int i = 0; i < M; i++) {
         factor[i] = W(scale);
         one[i] = W(1);
+        number[i] = sight.number(tile.row + ty + 16 * i);
     }
     // The first query that looks at the first of these keys, from the start of its tile
-    index_t from = causal ? tile.row - (keys - steps) : 0;
+    int from = causal ? tile.row - (keys - steps) : 0;
     from = from < 0 ? 0 : from / S::R * S::R;
 #pragma unroll 1
-    for (index_t first = from; first < steps; first += S::R) {
+    for (int first = from; first < steps; first += S::R) {
         W x[M][M], dx[M][M];
         scores<T>(x, of_keys, tile.row, queries, first, shared.chunk);
         scores<T>(dx, values, tile.row, slopes, first, shared.chunk);
 #pragma unroll
         for (int j = 0; j < M; j++) {
-            const index_t query = first + tx + 16 * j;
+            const int query = first + tx + 16 * j, end = sight.end(query);
             const W of_lse = query < steps ? lse[of_rows + query] : W(0);
             const W of_delta = query < steps ? delta[of_rows + query] : W(0);
 #pragma unroll
             for (int i = 0; i < M; i++) {
-                const bool seen = sight.holds(query, tile.row + ty + 16 * i);
-                x[i][j] = seen ? weight_of(x[i][j] * W(scale), of_lse) : W(0);
+                x[i][j] = number[i] < end ? weight_of(x[i][j] * W(scale), of_lse) : W(0);
                 dx[i][j] = x[i][j] * (dx[i][j] - of_delta);
             }
         }
