@@ -6,6 +6,7 @@ like the row given twice; losses that are per element take the plain mean over a
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,6 +101,10 @@ class Loss:
             self.compute(bk, pred, target, weight, state, dpred)
         else:
             bk.python(self.compute, pred, target, weight, state, dpred)
+
+    def positions(self, out_shape: Shape) -> int:
+        """Places in a row's output that each have a loss of their own, as each step of a sequence; else 1."""
+        return 1
 
     def targets(self, y: np.ndarray, out_shape: Shape, dtype: Any) -> np.ndarray:
         """Check `y` and bring it into the form that :meth:`compute` takes.
@@ -281,26 +286,34 @@ class CrossEntropy(Loss):
     ) -> None:
         bk.softmax_xent(pred, target, weight, state, smoothing=self.label_smoothing, dlogits=dpred)
 
+    def positions(self, out_shape: Shape) -> int:
+        return prod(out_shape[:-1])
+
     def targets(self, y: np.ndarray, out_shape: Shape, dtype: Any) -> np.ndarray:
-        """As :meth:`Loss.targets`; integer classes come back as int64 (n,)."""
-        if len(out_shape) != 1:
-            raise ValueError(f"CrossEntropy: the model's output must be (n, classes), it is (n, {_commas(out_shape)})")
-        classes = out_shape[0]
+        """As :meth:`Loss.targets`; integer classes come back as int64 (n,), or (n, positions)."""
+        if not out_shape:
+            raise ValueError("CrossEntropy: the model's output must be (n, classes), it is (n,)")
+        classes = out_shape[-1]
         if classes < 2:
             raise ValueError(
                 "CrossEntropy needs one output per class, the model has a single output; "
                 "use binary_cross_entropy, or 2 outputs"
             )
-        if y.ndim == 2 and y.shape[1] == classes:
+        places = out_shape[:-1]
+        if y.shape[1:] == tuple(out_shape) and (not places or y.dtype.kind == "f"):
             soft = _float_targets(y, out_shape, dtype, "CrossEntropy")
             if (soft < 0).any():
                 raise ValueError(f"CrossEntropy: soft targets must not be negative, the smallest is {soft.min():g}")
-            return soft
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = y[:, 0]
-        if y.ndim != 1:
-            raise ValueError(f"CrossEntropy: targets of shape {y.shape} are neither (n,) nor (n, {classes})")
-        return class_labels(y, classes)
+            return soft.reshape(len(soft), prod(places), classes) if places else soft
+        if y.shape[1:] == (*places, 1):
+            y = y[..., 0]
+        if y.shape[1:] != places:
+            wanted = f"(n, {_commas(places)})" if places else "(n,)"
+            raise ValueError(
+                f"CrossEntropy: targets of shape {y.shape} are neither {wanted} nor (n, {_commas(out_shape)})"
+            )
+        labels = class_labels(y.reshape(-1), classes)
+        return labels.reshape(len(y), -1) if places else labels
 
 
 def class_labels(y: np.ndarray, classes: int) -> np.ndarray:

@@ -17,7 +17,8 @@ from .errors import NotBuiltError
 from .kernels import step_state as S
 from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
-from .parameters import Built, Parameters, build_chain
+from .layers.graph import Built, build_chain
+from .parameters import Parameters
 from .plan_pool import PlanPool
 from .precision import checked_dtype
 from .summary import Summary
@@ -325,7 +326,7 @@ class Network:
 
     def copy(self) -> Self:
         """An independent copy, weights and training state included."""
-        other = type(self)([copy.deepcopy(layer) for layer in self.layers])
+        other = type(self)(copy.deepcopy(self.layers))  # at once: what is shared stays so
         other.loss, other.extra, other._optimizer = copy.deepcopy((self.loss, self.extra, self._optimizer))
         if self.is_built:
             other.build(self.in_shape, dtype=self.dtype, initialise=False)

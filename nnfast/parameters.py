@@ -15,25 +15,14 @@ import numpy as np
 
 from . import random
 from .backends.base import Array, Backend
-from .layers.base import BuildContext, Layer, Shape, TensorSpec
+from .layers.base import TensorSpec
+from .layers.graph import Built
 
-__all__ = ["Built", "Entry", "Parameters", "build_chain"]
+__all__ = ["Entry", "Parameters"]
 
 # Elements between the starts of two parameters are a multiple of this, so that each one starts on a
 # cache line in float32; the padding stays zero.
 _ALIGN = 16
-
-
-@dataclass(frozen=True)
-class Built:
-    """A layer of a chain, with what it declared for its input shape."""
-
-    index: int
-    layer: Layer
-    name: str
-    in_shape: Shape
-    out_shape: Shape
-    specs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,58 +41,6 @@ class Entry:
     def view(self, flat: Array) -> Array:
         """This entry as a view of a flat array."""
         return flat[self.offset : self.offset + self.size].reshape(self.spec.shape)
-
-
-def layer_names(layers: list[Layer]) -> list[str]:
-    """A name for each layer: its own, or its class in lower case with a number from the second on.
-
-    Raises
-    ------
-    ValueError
-        If two layers were given the same name.
-    """
-    taken = [layer.name for layer in layers if layer.name is not None]
-    for name in taken:
-        if taken.count(name) > 1:
-            raise ValueError(f"two layers are named {name!r}")
-        if not isinstance(name, str) or not name or "." in name:
-            raise ValueError(f"a layer's name must be a non-empty string without dots, not {name!r}")
-    counts: dict[str, int] = {}
-    names: list[str] = []
-    for layer in layers:
-        if layer.name is not None:
-            names.append(layer.name)
-            continue
-        stem = type(layer).__name__.lower()
-        while True:
-            number = counts.get(stem, 0)
-            counts[stem] = number + 1
-            name = f"{stem}_{number}" if number else stem
-            if name not in taken:
-                break
-        names.append(name)
-    return names
-
-
-def build_chain(layers: list[Layer], in_shape: Shape) -> list[Built]:
-    """Ask each layer of a chain for its declarations.
-
-    Raises
-    ------
-    ValueError
-        From a layer that cannot take its input, with the layer named.
-    """
-    built = []
-    shape = tuple(int(n) for n in in_shape)
-    for index, (layer, name) in enumerate(zip(layers, layer_names(layers), strict=True)):
-        ctx = BuildContext()
-        try:
-            out_shape = tuple(int(n) for n in layer.build(shape, ctx))
-        except ValueError as error:
-            raise ValueError(f"layer {index} ({name}): {error}") from error
-        built.append(Built(index, layer, name, shape, out_shape, tuple(ctx.specs)))
-        shape = out_shape
-    return built
 
 
 class Parameters:
@@ -165,7 +102,7 @@ class Parameters:
     def _place(built: list[Built], kind: str, entries: list[Entry]) -> int:
         offset = 0
         for layer in built:
-            for spec in layer.specs:
+            for spec in layer.specs if layer.owner == layer.index else ():
                 if spec.kind == kind:
                     entries.append(Entry(f"{layer.name}.{spec.name}", layer.index, spec, offset))
                     offset += -(-prod(spec.shape) // _ALIGN) * _ALIGN
@@ -237,7 +174,7 @@ class Parameters:
             self.average = None
 
     def of_layer(self, index: int, grad: Array | None) -> dict[str, Array]:
-        """The views that binding sets on layer `index`: parameters, gradients and buffers by name."""
+        """The views that binding sets on layers whose owner is `index`: parameters, gradients and buffers by name."""
         views = {e.spec.name: e.view(self.buffers) for e in self.buffer_entries if e.layer == index}
         for entry in self.entries:
             if entry.layer == index:

@@ -18,9 +18,10 @@ from .backends.base import Array, Backend, Replay
 from .errors import OutOfMemoryError
 from .kernels import step_state as S
 from .layers import Activation, Dense
+from .layers.graph import Built
 from .losses import Loss
 from .optimizers import Optimizer
-from .parameters import Built, Parameters
+from .parameters import Parameters
 from .plan_layout import PlanLayout
 from .plan_program import Program
 
@@ -40,7 +41,9 @@ def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
         return built
     last = built[-1]
     if isinstance(last.layer, Activation) and last.layer.activation.name == loss.link:
-        return built[:-1] or [replace(last, layer=Activation("identity"))]
+        if last.inputs == (last.index - 1,) and last.index:
+            return built[:-1]
+        return [*built[:-1], replace(last, layer=Activation("identity"))]
     if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
         return [*built[:-1], replace(last, layer=last.layer.without_activation())]
     return built
@@ -93,6 +96,7 @@ class Plan:
         self.built, self.params, self.batch = built, params, batch
         self.weights = params.flat
         self.loss, self.optimizer = loss, optimizer
+        self.positions = 1 if loss is None else loss.positions(built[-1].out_shape)
         self.training = optimizer is not None
         self.backend = params.backend
         self.layout = PlanLayout(
@@ -103,6 +107,7 @@ class Plan:
             full=params.dtype,
             target=target,
             weighted=weighted,
+            positions=self.positions,
         )
         bk = self.backend
         self._need_memory(optimizer)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .layers.graph import Built
 from .losses import Loss, name_of
-from .parameters import Built, Parameters
+from .parameters import Parameters
 from .plan import Plan
 from .plan_layout import PlanLayout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from .backends.base import Array, Backend, Feeder, Replay
 from .layers import Layer
+from .layers.graph import Built
+from .plan_flow import Backward
+from .plan_layout import LayerSlots
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -22,45 +26,106 @@ class Program:
     def __init__(self, plan: Plan, rows: int) -> None:
         self.plan, self.rows = plan, rows
         layout, view = plan.layout, plan.view
-        self.x = view(layout.x, rows)
+        self.inputs = [view(slot, rows) for slot in layout.inputs]
         self.target = None if layout.target is None else view(layout.target, rows)
         self.weight = None if layout.weight is None else view(layout.weight, rows)
-        self.buffers: list[Array] = [a for a in (self.x, self.target, self.weight) if a is not None]
+        self.buffers: list[Array] = [a for a in (*self.inputs, self.target, self.weight) if a is not None]
         self.feeder: Feeder | None = None
         self.layers: list[Layer] = []
-        x = self.x
+        self._outputs: list[Array] = []
         for built, slots in zip(plan.built, layout.layers, strict=True):
-            arrays: dict[str, Array | None] = plan.params.of_layer(built.index, plan.grad)
-            for name, slot, per_row in slots.declared:
-                arrays[name] = None if slot is None else view(slot, rows if per_row else None)
-            bound = built.layer.bind(arrays, training=plan.training, stream=built.index)
-            y = x.reshape(rows, *built.out_shape) if slots.output is None else view(slots.output, rows)
-            for name, value in (("x", x), ("y", y), ("state", plan.state)):
-                setattr(bound, name, value)
-            self.layers.append(bound)
-            x = y
-        self.output = x
-        self.gradients: list[Array] = [
-            view(slot, rows).reshape(rows, *built.out_shape)
-            for slot, built in zip(layout.gradients, plan.built if plan.training else [], strict=True)
-        ]
+            self._bind(built, slots)
+        self.output = self._outputs[-1]
+        self._gradients = {root: view(slot, rows) for root, slot in layout.gradients.items()}
+        self._backward = [self._backward_of(step) for step in layout.flow.backward]
         # Whoever feeds batches may read the output of a step, or its input, but nothing else
-        inner = [layer.y for layer in self.layers[:-1]] + self.gradients
-        inner += [view(slot, rows) for each in layout.layers for _, slot, per_row in each.declared if slot and per_row]
+        flow = layout.flow
+        inner = [y for i, y in enumerate(self._outputs) if flow.root[i] == i != flow.out]
+        inner += [*self._gradients.values(), *(view(slot, rows) for slot in layout.parts.values())]
+        inner += [
+            view(slot, rows)
+            for slots in layout.layers
+            for name, slot, per_row in slots.declared
+            if slot and per_row and name not in slots.carried
+        ]
         if plan.resident:
             inner += [*self.buffers, self.output]
         # A prediction's threads read its inputs where the user has them: for what one thread has just copied, another
         # one waits
         least = plan.backend.fetch_bytes
         fetches = not plan.training and not plan.resident and least is not None and self.x.nbytes >= least
+        fetches = fetches and len(self.inputs) == 1
         self.where = np.zeros(2, np.int64) if fetches else None
         self._inputs: np.ndarray | None = None
         if fetches:
             inner.append(self.x)
         self.replay: Replay = plan.capture(self.train if plan.training else self.infer, inner)
 
+    @property
+    def x(self) -> Array:
+        """The buffer of the first input."""
+        return self.inputs[0]
+
+    @property
+    def gradients(self) -> list[Array]:
+        """Gradients of the layers' outputs."""
+        return list(self._gradients.values())
+
+    def _bind(self, built: Built, slots: LayerSlots) -> None:
+        """Add a copy of a layer with its arrays."""
+        plan, rows, view = self.plan, self.rows, self.plan.view
+        arrays: dict[str, Array | None] = plan.params.of_layer(built.owner, plan.grad)
+        for name, slot, per_row in slots.declared:
+            arrays[name] = None if slot is None else view(slot, rows if per_row else None)
+        for (node, name), slot in plan.layout.shared.items():
+            if node == built.index:
+                arrays["d" + name] = view(slot)
+        bound = built.layer.bind(arrays, training=plan.training, stream=built.index)
+        xs = [self._outputs[i] if i >= 0 else self.inputs[-1 - i] for i in built.inputs]
+        y = xs[0].reshape(rows, *built.out_shape) if slots.output is None else view(slots.output, rows)
+        mask = None if built.mask is None else self.layers[built.mask].out_mask
+        for name, value in (("x", xs if built.layer.many else xs[0]), ("y", y), ("state", plan.state), ("mask", mask)):
+            setattr(bound, name, value)
+        self.layers.append(bound)
+        self._outputs.append(y)
+
+    def _backward_of(self, step: Backward) -> Callable[[Backend], None]:
+        """What a layer's backward pass calls."""
+        layer, node = self.layers[step.node], self.plan.built[step.node]
+        dy = self._gradients[step.node]
+        into: list[Array | None] = []
+        sums: list[tuple[Array, Array]] = []
+        for k, (root, adds, shape) in enumerate(zip(step.into, step.adds, node.in_shapes, strict=True)):
+            if root is None:
+                into.append(None)
+                continue
+            whole = self._gradients[root]
+            if adds:
+                part = self.plan.view(self.plan.layout.parts[step.node, k], self.rows)
+                sums.append((whole, part))
+                whole = part
+            into.append(whole.reshape(self.rows, *shape))
+        if node.owner != node.index:
+            first = self.plan.params.of_layer(node.owner, self.plan.grad)
+            sums += [
+                (first["d" + name], self.plan.view(slot))
+                for (index, name), slot in self.plan.layout.shared.items()
+                if index == node.index
+            ]
+        again = [self.layers[i] for i in step.again]
+
+        def backward(bk: Backend) -> None:
+            for other in again:
+                other.record(bk, other.forward, other.x, other.y)
+            layer.record(bk, layer.backward, dy, into if layer.many else into[0])
+            for total, part in sums:
+                bk.add(total, part, out=total)
+
+        return backward
+
     def _matrix(self, x: Array) -> Array:
-        return x.reshape(self.rows, -1)
+        """A row for each place that has a loss of its own."""
+        return x.reshape(self.rows * self.plan.positions, -1)
 
     def bring(self, x: Array) -> bool:
         """Let runs take their inputs from `x`, or a copy of the right kind, until :meth:`leave`; whether they do."""
@@ -84,19 +149,42 @@ class Program:
             bk.fetch(self.where, out=self.x)
         for source, out in self.plan.sources(self):
             bk.take_batch(source, self.plan.order, self.plan.state, out=out)
-        for layer in self.layers:
-            if not layer.is_view(self.plan.training):
+        for layer, root in zip(self.layers, enumerate(self.plan.layout.flow.root), strict=True):
+            if root[0] == root[1]:
                 layer.record(bk, layer.forward, layer.x, layer.y)
 
     def _loss(self, bk: Backend, dpred: Array | None) -> None:
         plan = self.plan
-        if plan.loss is not None:
-            plan.loss.record(bk, self._matrix(self.output), self.target, self.weight, plan.state, dpred)
-            bk.record_loss(plan.state)
+        if plan.loss is None:
+            return
+        target, weight = self.target, self.weight
+        if plan.positions > 1:
+            weight = self._position_weight(bk)
+            if target is not None:
+                target = target.reshape(self.rows * plan.positions, *target.shape[2:])
+        plan.loss.record(bk, self._matrix(self.output), target, weight, plan.state, dpred)
+        bk.record_loss(plan.state)
+
+    def _position_weight(self, bk: Backend) -> Array | None:
+        """Weights of the places in the outputs: those of the rows, and 0 for padding."""
+        plan, slot = self.plan, self.plan.layout.position_weight
+        if slot is None:
+            return None
+        out, ones = plan.view(slot, self.rows), plan.layout.ones
+        mask = plan.built[-1].out_mask
+        here = None if mask is None else self.layers[mask].out_mask
+        if self.weight is not None and ones is not None:
+            bk.fill(plan.view(ones), 1.0)
+            bk.gemm(self.weight[:, None], plan.view(ones), out=out)
+            if here is not None:
+                bk.act_grad("relu", out, here, out=out)  # times whether it is above 0
+        else:
+            bk.copy(here, out=out)
+        return out.reshape(-1)
 
     def _keep_output(self, bk: Backend) -> None:
         if self.plan.outputs is not None:
-            bk.store_batch(self._matrix(self.output), self.plan.state, out=self.plan.outputs)
+            bk.store_batch(self.output.reshape(self.rows, -1), self.plan.state, out=self.plan.outputs)
 
     def infer(self, bk: Backend) -> None:
         """Forward and, if there is a loss, its value."""
@@ -111,16 +199,12 @@ class Program:
         assert plan.optimizer is not None
         bk.begin_step(plan.state, plan.lr_table)
         self._forward(bk)
-        built, gradients = plan.built, self.gradients
-        self._loss(bk, self._matrix(gradients[-1]))
+        out = plan.layout.flow.out
+        dpred = self._gradients.get(out)
+        self._loss(bk, None if dpred is None else self._matrix(dpred))
         self._keep_output(bk)
-        # Layers before the first one with parameters need no gradient
-        first = next((i for i, b in enumerate(built) if any(s.kind == "param" for s in b.specs)), len(built))
-        for i in range(len(built) - 1, first - 1, -1):
-            layer = self.layers[i]
-            if layer.is_view(True):
-                continue  # the same memory under another shape
-            layer.record(bk, layer.backward, gradients[i], gradients[i - 1] if i > first else None)
+        for backward in self._backward:
+            backward(bk)
         params = plan.params
         scaled = params.low is not None and params.precision == "fp16"
         with nullcontext() if params.low is None else bk.copying(params.flat, params.low):

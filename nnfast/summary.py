@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import prod
 
 from .backends.base import Backend
-from .parameters import Built, Parameters
+from .layers.graph import Built
+from .parameters import Parameters
 from .plan_layout import PlanLayout
 
 __all__ = ["Summary"]

@@ -16,10 +16,11 @@ from . import devices, optimizers, random
 from .backends.base import Array, Backend
 from .kernels import step_state as S
 from .layers.base import BuildContext, Layer, Shape
+from .layers.graph import build_chain
 from .losses import Loss
 from .losses import get as get_loss
 from .optimizers import SGD, Optimizer
-from .parameters import Parameters, build_chain
+from .parameters import Parameters
 from .plan import Plan
 
 __all__ = ["TOLERANCES", "check_gradient", "check_layer", "check_loss", "check_optimizer"]

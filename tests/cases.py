@@ -13,8 +13,9 @@ from nnfast import activations
 from nnfast.backends.base import Backend
 from nnfast.kernels import step_state as S
 from nnfast.layers.base import Layer, Shape
+from nnfast.layers.graph import build_chain
 from nnfast.losses import Loss
-from nnfast.parameters import Parameters, build_chain
+from nnfast.parameters import Parameters
 from nnfast.plan import Plan, without_link
 
 # Distance of every input from a kink, so that central differences do not straddle one

@@ -10,7 +10,7 @@ import pytest
 import nnfast as nf
 from nnfast import layers
 from nnfast.layers.base import BuildContext, Layer
-from nnfast.parameters import build_chain
+from nnfast.layers.graph import build_chain
 from nnfast.testing import check_gradient, check_layer
 from tests.cases import ACTIVATIONS, Chain, dense_case, pointwise_input
 

@@ -10,7 +10,8 @@ from nnfast import random
 from nnfast.backends.base import Replay
 from nnfast.backends.numpy_backend import NumpyBackend
 from nnfast.kernels import step_state as S
-from nnfast.parameters import Parameters, build_chain
+from nnfast.layers.graph import build_chain
+from nnfast.parameters import Parameters
 from nnfast.plan import Plan
 
 # (rtol, atol) of losses and weights after some epochs: the policy's gradient row, whose rounding the steps add up

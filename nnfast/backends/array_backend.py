@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from ..kernels import step_state as S
 from ..random import keep_threshold, philox_4x32
 from . import formulas
 from .array_attention import ArrayAttention
+from .array_conv import ArrayConv
 from .array_optimizers import ArrayOptimizers
 from .array_recurrent import ArrayRecurrent
 from .array_spatial import ArraySpatial
 from .base import Array, Backend
 
 
-class ArrayBackend(ArrayOptimizers, ArraySpatial, ArrayRecurrent, ArrayAttention, Backend):
+class ArrayBackend(ArrayOptimizers, ArrayConv, ArraySpatial, ArrayRecurrent, ArrayAttention, Backend):
     """The primitives through ``self.xp``; a subclass adds the memory methods."""
 
     # ---- memory ---------------------------------------------------------------------------------
@@ -65,16 +67,19 @@ class ArrayBackend(ArrayOptimizers, ArraySpatial, ArrayRecurrent, ArrayAttention
             slope = formulas.ACTIVATIONS[act.name][1](self.xp, saved, act.alpha)
             out[...] = dy * slope.astype(dy.dtype, copy=False)
 
-    def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> None:
+    def _dropout_mask(self, shape: tuple[int, ...], state: Array, rate: float, stream: int) -> Array:
+        """Which elements of an array of this shape dropout keeps in the current step, bool."""
         host = self.to_numpy(state)
-        step = int(host[S.STEP])
-        blocks = np.arange(-(-x.size // 4), dtype=np.uint64)
+        step, size = int(host[S.STEP]), prod(shape)
+        blocks = np.arange(-(-size // 4), dtype=np.uint64)
         words = philox_4x32(
             (blocks, stream, step & 0xFFFFFFFF, step >> 32), (int(host[S.SEED_LO]), int(host[S.SEED_HI]))
         )
-        keep = np.stack(words, axis=-1).reshape(-1)[: x.size].reshape(x.shape) < keep_threshold(rate)
+        return self.asarray(np.stack(words, axis=-1).reshape(-1)[:size].reshape(shape) < keep_threshold(rate))
+
+    def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> None:
         scaled = self._wide(x) * (1.0 / (1.0 - rate))
-        out[...] = self.xp.where(self.asarray(keep), scaled, 0.0)
+        out[...] = self.xp.where(self._dropout_mask(x.shape, state, rate, stream), scaled, 0.0)
 
     def take_rows(self, x: Array, index: Array, *, out: Array) -> None:
         out[...] = x[index]

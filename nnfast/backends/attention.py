@@ -1,4 +1,4 @@
-"""The part of the contract that attention is made of, and normalisation by the root mean square.
+"""The part of the contract that attention is made of: normalisation by the root mean square and masks of steps, too.
 
 Arguments that may be `strided` are views whose last axis is in one piece, such as columns of one wider array: queries,
 keys and values that one product gave.
@@ -80,3 +80,14 @@ class AttentionOperations(ABC):
     @abstractmethod
     def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
         """Gradients of :meth:`rms_norm`; `dx` may be ``None`` or `dy`."""
+
+    @abstractmethod
+    def step_mask(self, x: Array, *, value: float, out: Array) -> None:
+        """``out[i] = 1`` where any number of row `i` is not `value`, else 0; NaN is none.
+
+        `x` (n, m), floats or int64; `out` (n,), of the type of activations.
+        """
+
+    @abstractmethod
+    def scale_rows(self, x: Array, scale: Array, *, out: Array) -> None:
+        """``out[i] = x[i] * scale[i]``; `x`, `out` (n, m), `scale` (n,), all of one type; `out` may be `x`."""

@@ -7,20 +7,27 @@ Images are channels last, (n, height, width, channels); a sequence (n, steps, ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import activations
 from ..activations import Activation
 from ..window import Window
 
 if TYPE_CHECKING:
-    from .base import Array, Backend
+    from .base import Array
 
 __all__ = ["SpatialOperations"]
 
 
 class SpatialOperations(ABC):
     """Mixin of :class:`~nnfast.backends.base.Backend`."""
+
+    if TYPE_CHECKING:  # of the rest of the contract
+        act: Any
+        act_grad: Any
+        add_bias: Any
+        copy: Any
+        sum_rows: Any
 
     # ---- convolution ------------------------------------------------------------------------------
     @abstractmethod
@@ -41,7 +48,7 @@ class SpatialOperations(ABC):
         """The gradient of :meth:`conv` for `W`."""
 
     def conv_act(
-        self: Backend,  # type: ignore[misc]
+        self,
         x: Array,
         W: Array,
         b: Array | None,
@@ -64,7 +71,7 @@ class SpatialOperations(ABC):
             self.act(act, out, out=out)
 
     def conv_act_grad(
-        self: Backend,  # type: ignore[misc]
+        self,
         dy: Array,
         x: Array,
         W: Array,

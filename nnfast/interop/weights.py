@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..layers.graph import Built
 from ..network import Network
-from ..parameters import Built
 
 __all__ = ["ForeignLayer", "arranged", "by_name", "load", "with_weights"]
 

@@ -95,6 +95,13 @@ class Layer:
     many : bool
         Whether the layer takes several inputs: ``build`` a list of shapes, ``forward`` a list of arrays, ``backward`` a
         list of arrays or ``None``, one for each.
+    needs_input, needs_output : bool
+        Whether ``backward`` reads the arrays that ``forward`` read and wrote. Where nobody needs one any more, its
+        memory is used again.
+    in_place : bool
+        Whether ``forward`` works where the output is the first input's own array.
+    shares_gradient : bool
+        Whether the gradient for the first input is `dy` itself: ``backward`` gets ``None`` for it where that is used.
     takes_indices : bool
         Whether the input is int64, such as the numbers of words, and has no gradient.
     passes_mask : bool
@@ -105,9 +112,14 @@ class Layer:
 
     replayable = False
     many = False
+    needs_input = True
+    needs_output = True
+    in_place = False
+    shares_gradient = False
     takes_indices = False
     passes_mask = True
     mask: Array | None = None
+    out_mask: Array
 
     name: str | None = None
     training = False
@@ -186,11 +198,13 @@ def describe(value: Any) -> Any:
     """A constructor argument as JSON holds it."""
     if isinstance(value, activations.Activation):
         return str(value)
+    if isinstance(value, Layer):
+        return {"class": type(value).__name__, "config": value.config()}
+    if isinstance(value, (list, tuple)):
+        return [describe(each) for each in value]
     config = getattr(value, "config", None)
     if config is not None:
         return config() if callable(config) else config
-    if isinstance(value, tuple):
-        return list(value)
     return value
 
 
@@ -201,12 +215,17 @@ def rows(x: Array) -> Array:
 
 def positive_int(value: Any, what: str) -> int:
     """`value` as an int, if it is a whole number above zero."""
+    return integer(value, what, 1)
+
+
+def integer(value: Any, what: str, least: int) -> int:
+    """`value` as an int, if it is a whole number of at least `least`."""
     import operator
 
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}") from None
-    if number < 1:
-        raise ValueError(f"{what} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, got {number}")
     return number

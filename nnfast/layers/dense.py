@@ -60,6 +60,7 @@ class Dense(Layer):
         # A function gets a description, under which a model file names it
         self.initializer = initializers.get(initializer) if callable(initializer) else initializer
         self.bias_initializer = initializers.get(bias_initializer) if callable(bias_initializer) else bias_initializer
+        self.needs_output = self.activation.saves == "output" and self.activation.name != "identity"
         self.in_features = None if in_features is None else positive_int(in_features, "Dense: in_features")
         self.name = name
 

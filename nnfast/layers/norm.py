@@ -26,6 +26,7 @@ class LayerNorm(Layer):
     """
 
     replayable = True
+    needs_output = False
     gamma: Array
     beta: Array
     dgamma: Array
@@ -81,6 +82,7 @@ class BatchNorm(Layer):
     """
 
     replayable = True
+    needs_output = False
     gamma: Array
     beta: Array
     dgamma: Array

@@ -21,9 +21,12 @@ class Activation(Layer):
     """
 
     replayable = True
+    in_place = True
 
     def __init__(self, activation: str | activations.Activation, *, name: str | None = None) -> None:
         self.activation = activations.get(activation)
+        self.needs_output = self.activation.saves == "output"
+        self.needs_input = not self.needs_output
         self.name = name
 
     def forward(self, bk: Backend, x: Array, y: Array) -> None:
@@ -49,6 +52,8 @@ class Dropout(Layer):
     """
 
     replayable = True
+    needs_input = needs_output = False
+    in_place = True
     state: Array
 
     def __init__(self, rate: float, *, name: str | None = None) -> None:

@@ -20,8 +20,8 @@ from .. import losses
 from ..errors import CheckpointError
 from ..files import replacing
 from ..layers.base import Layer
+from ..layers.graph import Built, build_chain, chain_names
 from ..network import Network, TrainingState
-from ..parameters import Built, build_chain, layer_names
 from ..precision import resolve
 
 __all__ = ["load", "load_with_run", "read", "save"]
@@ -65,8 +65,8 @@ def save(
     header: dict[str, Any] = {
         "format": FORMAT,
         "layers": [
-            {"class": type(built.layer).__name__, "name": built.name, "config": built.layer.config()}
-            for built in model.built
+            {"class": type(layer).__name__, "name": name, "config": layer.config()}
+            for layer, name in zip(model.layers, chain_names(model.layers), strict=True)
         ],
         "in_shape": list(model.in_shape),
         "dtype": str(params.dtype),
@@ -129,9 +129,18 @@ def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path
             f"{path} needs the {what} {kind!r}, which nnfast does not have; pass it as custom={{{kind!r}: ...}}"
         )
     try:
-        return table[kind](**config)
+        return table[kind](**{key: _inner(value, table, what, path) for key, value in config.items()})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the {what} {kind!r} cannot be made from {config}: {error}") from error
+
+
+def _inner(value: Any, table: Mapping[str, Any], what: str, path: Path) -> Any:
+    """An argument in which descriptions of layers have become layers."""
+    if isinstance(value, list):
+        return [_inner(each, table, what, path) for each in value]
+    if isinstance(value, dict) and value.keys() == {"class", "config"}:
+        return _resolve(value, table, what, path)
+    return value
 
 
 def load(kind: type[_Model], path: str | os.PathLike[str], custom: Mapping[str, Any] | None) -> _Model:
@@ -153,7 +162,7 @@ def load_with_run(
         for entry in header["layers"]:
             chain.append(_resolve(entry, {**layers_module.TABLE, **custom}, "layer", path))
         names = [entry["name"] for entry in header["layers"]]
-        if layer_names(chain) != names:
+        if chain_names(chain) != names:
             for layer, name in zip(chain, names, strict=True):
                 layer.name = name
         model = kind(chain)
