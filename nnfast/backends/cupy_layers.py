@@ -193,7 +193,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, rstd))
-        if t is None or not _fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
             return NotImplemented
         shape = self._kernels.warps(len(x))
         self._launch("layer_norm", "layer_norm", (t,), shape, x, gamma, beta, out, mean, rstd, *x.shape, float(eps))
@@ -203,7 +203,7 @@ class CudaLayers:
         self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, rstd, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -219,7 +219,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(x)
         size = grid[1] * mean.size
@@ -246,7 +246,7 @@ class CudaLayers:
         dbeta: Array,
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, var, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -262,7 +262,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         arguments = (x, gamma, beta, mean, var, out, x.size, x.shape[1], float(eps))
         self._launch("batch_norm", "batch_norm_apply", (t,), self._kernels.flat(x.size), *arguments)
@@ -297,7 +297,7 @@ def _packed(columns: int, *arrays: Array | None) -> int:
     return at_once if fits else 1
 
 
-def _fits(
+def fits(
     x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]
 ) -> bool:
     """Whether the shapes are those of a normalisation over a 2-d `x` that is not empty."""
