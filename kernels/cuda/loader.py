@@ -139,6 +139,10 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         **dict.fromkeys(("attention_dq", "attention_dkv"), _TYPES_WIDTHS),
     },
     "rotary": {"rotary": _TYPES},
+    "masks": {
+        "step_mask": (*((t, t) for (t,) in _TYPES), *(("index_t", t) for (t,) in _TYPES)),
+        "scale_rows": _TYPES,
+    },
     "half": {
         "cast": tuple(pair for c in HALVES for pair in (("float", SCALARS[c]), (SCALARS[c], "float"))),
         "unscale": _PLAIN,

@@ -115,7 +115,7 @@ class CudaLayers:
     def _tiles(self, *arrays: Array | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
         """Grid, block, rows of a chunk and elements at once of a kernel that sums up columns of 2-d `arrays`."""
         rows, columns = next(x.shape for x in arrays if x is not None)
-        at_once = _packed(columns, *arrays)
+        at_once = packed(columns, *arrays)
         return *self._kernels.tiles(rows, columns, at_once), at_once
 
     def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
@@ -131,7 +131,7 @@ class CudaLayers:
         if chunks == 1 and all(sums is out for sums, out in pairs):
             return
         t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
-        at_once = _packed(columns, *(sums for sums, _ in pairs))
+        at_once = packed(columns, *(sums for sums, _ in pairs))
         grid, block, _ = self._kernels.tiles(1, columns, at_once)
         first, second = pairs[0], pairs[-1]
         shape = ((grid[0], len(pairs)), block)
@@ -289,7 +289,7 @@ class CudaLayers:
         return None
 
 
-def _packed(columns: int, *arrays: Array | None) -> int:
+def packed(columns: int, *arrays: Array | None) -> int:
     """How many elements of rows of `columns` can be moved at once: 16 bytes, where that divides them, or one."""
     held = [x for x in arrays if x is not None]
     at_once = 16 // held[0].dtype.itemsize
