@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..kernels.cuda import loader
 from .base import Array
 from .cupy_layers import same

@@ -297,9 +297,7 @@ def packed(columns: int, *arrays: Array | None) -> int:
     return at_once if fits else 1
 
 
-def fits(
-    x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]
-) -> bool:
+def fits(x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]) -> bool:
     """Whether the shapes are those of a normalisation over a 2-d `x` that is not empty."""
     return (
         x.ndim == 2

@@ -70,7 +70,10 @@ def recurrent_data(
     n, t, k, h = shape
     g = GATES[kind.split()[0]]
     rng = np.random.default_rng(n * t + h)
-    data: dict[str, Any] = {"x": rng.standard_normal((n, t, k)), "dy": rng.standard_normal((n, h) if last else (n, t, h))}
+    data: dict[str, Any] = {
+        "x": rng.standard_normal((n, t, k)),
+        "dy": rng.standard_normal((n, h) if last else (n, t, h)),
+    }
     data |= {"W": rng.standard_normal((k, g * h)) / k**0.5, "U": rng.standard_normal((h, g * h)) / (2 * h**0.5)}
     for name in ("b", "c"):
         data[name] = rng.standard_normal(g * h) if bias else None
@@ -172,7 +175,9 @@ def test_gradients_that_lie_apart(emulated_cuda: EmulatedBackend, kind: str) -> 
     class Apart(Side):
         def __call__(self, value: Any, full: bool = False) -> Any:
             out = super().__call__(value, full)
-            if value is data["dy"] or (value is not None and np.isnan(value).any() and value.shape in ((4, 3, 2), (4, 5))):
+            if value is data["dy"] or (
+                value is not None and np.isnan(value).any() and value.shape in ((4, 3, 2), (4, 5))
+            ):
                 wider = self.bk.zeros((*out.shape[:-1], 2 * out.shape[-1]), out.dtype)
                 self.bk.copy(out, out=wider[..., ::2])
                 return wider[..., ::2]
