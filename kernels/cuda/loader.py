@@ -22,6 +22,7 @@ __all__ = [
     "LOSSES",
     "OPTIONS",
     "SCALARS",
+    "TENSOR_WIDTHS",
     "UNITS",
     "WIDE",
     "WIDTHS",
@@ -74,8 +75,11 @@ LOSSES = {
 #: Bytes that a thread moves at once when rows are copied, widest first
 UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
 
-#: Columns that a block of attention gives its result at a time
-WIDTHS = (64, 128)
+#: Columns that a block of attention gives its result at a time, by what it works on: more registers, and they spill
+WIDTHS = {"f": (64, 128), "d": (64,), "e": (128,), "E": (128,)}
+
+#: The same by tensor cores, which take no wider head
+TENSOR_WIDTHS = (64, 128)
 
 _RULES = (
     "Sgd<{t}>",
@@ -96,7 +100,8 @@ _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
 _TYPES_RNN = tuple((t, act) for t in SCALARS.values() for act in ("Tanh", "Relu"))
-_TYPES_WIDTHS = tuple((t, str(width)) for t in SCALARS.values() for width in WIDTHS)
+_TYPES_WIDTHS = tuple((SCALARS[c], str(width)) for c, widths in WIDTHS.items() for width in widths)
+_HALF_WIDTHS = tuple((SCALARS[c], str(width)) for c in HALVES for width in TENSOR_WIDTHS)
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
@@ -138,6 +143,8 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "attention_delta": _TYPES,
         **dict.fromkeys(("attention_dq", "attention_dkv"), _TYPES_WIDTHS),
     },
+    "attention_tensor": {"attention_tensor": _HALF_WIDTHS},
+    "attention_tensor_grad": dict.fromkeys(("attention_tensor_dq", "attention_tensor_dkv"), _HALF_WIDTHS),
     "rotary": {"rotary": _TYPES},
     "masks": {
         "step_mask": (*((t, t) for (t,) in _TYPES), *(("index_t", t) for (t,) in _TYPES)),

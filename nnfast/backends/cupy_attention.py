@@ -15,6 +15,8 @@ __all__ = ["CudaAttention"]
 
 # Of attention.cuh: threads of a block, and its tile's rows by the size of the type that is computed with
 _THREADS, _TILE = 256, {4: 64, 8: 32}
+# Of attention_tensor.cuh: its tile is the larger one
+_TENSOR_THREADS = 128
 
 
 class CudaAttention:
@@ -55,15 +57,17 @@ class CudaAttention:
             return None
         return t
 
-    def _attend(self, kernel: str, t: str, tiled: Array, heads: int, *arguments: Any) -> None:
+    def _attend(self, kernel: str, tiled: Array, heads: int, tensor: bool, *arguments: Any) -> None:
         """A kernel of which each block takes a tile of the rows of `tiled`, and columns of one of its heads."""
         n, rows, columns = tiled.shape
-        tile = _TILE[8 if t == "double" else 4]
-        d = columns // heads
-        width = next((width for width in loader.WIDTHS if width >= d), loader.WIDTHS[-1])
-        grid = (-(-rows // tile) * n * heads, -(-d // width))
-        file = "attention" if kernel == "attention" else "attention_grad"
-        self._launch(file, kernel, (t, str(width)), (grid, (_THREADS,)), *arguments)
+        char, d = tiled.dtype.char, columns // heads
+        widths = loader.TENSOR_WIDTHS if tensor else loader.WIDTHS[char]
+        width = next((width for width in widths if width >= d), widths[-1])
+        tile = _TILE[8 if char == "d" else 4]
+        blocks = (-(-rows // tile) * n * heads, -(-d // width)), (_TENSOR_THREADS if tensor else _THREADS,)
+        name = "attention_tensor" if tensor else "attention"
+        file = f"{name}_grad" if kernel else name
+        self._launch(file, name + kernel, (loader.SCALARS[char], str(width)), blocks, *arguments)
 
     def attention(
         self,
@@ -81,11 +85,9 @@ class CudaAttention:
         t = self._attention_type(q, k, (out,), (v,), heads, mask, lse)
         if t is None:
             return NotImplemented
-        sizes = (heads, q.shape[1], k.shape[1], q.shape[2] // heads)
-        self._attend(
-            "attention", t, q, heads, q, k, v, *_masked(mask), out, lse, *sizes, *_strides(q, k, v, out), int(causal),
-            float(scale),
-        )  # fmt: skip
+        sizes = (heads, q.shape[1], k.shape[1], q.shape[2] // heads, *_strides(q, k, v, out))
+        arguments = (q, k, v, *_masked(mask), out, lse, *sizes, int(causal), float(scale))
+        self._attend("", q, heads, _for_tensor_cores(heads, q, k, v, out), *arguments)
         return None
 
     def attention_grad(
@@ -114,8 +116,9 @@ class CudaAttention:
         arguments = (dy, out, delta, n, heads, steps, columns // heads, *_strides(dy, out))
         self._launch("attention_grad", "attention_delta", (t,), self._kernels.warps(lse.size), *arguments)
         given = (dy, q, k, v, *_masked(mask), lse, delta)
-        self._attend("attention_dq", t, q, heads, *given, dq, *sizes, *_strides(dy, q, k, v, dq), *last)
-        self._attend("attention_dkv", t, k, heads, *given, dk, dv, *sizes, *_strides(dy, q, k, v, dk, dv), *last)
+        tensor = _for_tensor_cores(heads, dy, q, k, v, dq, dk, dv)
+        self._attend("_dq", q, heads, tensor, *given, dq, *sizes, *_strides(dy, q, k, v, dq), *last)
+        self._attend("_dkv", k, heads, tensor, *given, dk, dv, *sizes, *_strides(dy, q, k, v, dk, dv), *last)
         return None
 
     def rotary(self, x: Array, *, heads: int, base: float, first: int = 0, inverse: bool = False, out: Array) -> Any:
@@ -149,6 +152,14 @@ class CudaAttention:
 def _wide(t: str) -> str:
     """The CUDA type that one is computed with."""
     return "double" if t == "double" else "float"
+
+
+def _for_tensor_cores(heads: int, *arrays: Array) -> bool:
+    """Whether attention has 16 bits, and heads that tensor cores can take, 16 bytes at a time."""
+    d = arrays[0].shape[2] // heads
+    if arrays[0].dtype.char not in loader.HALVES or d > loader.TENSOR_WIDTHS[-1] or d % 8:
+        return False
+    return all((x.data.ptr | x.strides[0] | x.strides[1]) % 16 == 0 for x in arrays)
 
 
 def _masked(mask: Array | None) -> tuple[Array | None, int]:

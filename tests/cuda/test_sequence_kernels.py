@@ -210,9 +210,9 @@ def attention_data(n: int, t: int, s: int, heads: int, d: int, masked: bool) -> 
 
 
 def side_by_side(side: Side, *arrays: np.ndarray | tuple[int, ...]) -> list[Any]:
-    """Views of one wider array, with one more column than they need."""
+    """Views of one wider array, with eight more columns than they need."""
     shapes = [x if isinstance(x, tuple) else x.shape for x in arrays]
-    held = side(np.full((*shapes[0][:2], sum(shape[2] for shape in shapes) + 1), np.nan))
+    held = side(np.full((*shapes[0][:2], sum(shape[2] for shape in shapes) + 8), np.nan))
     views, at = [], 0
     for x, shape in zip(arrays, shapes, strict=True):
         views.append(held[:, :, at : at + shape[2]])
@@ -223,7 +223,7 @@ def side_by_side(side: Side, *arrays: np.ndarray | tuple[int, ...]) -> list[Any]
 
 
 def attention(side: Side, data: dict[str, Any], heads: int, causal: bool, strided: bool) -> dict[str, np.ndarray]:
-    bk, (n, t, width), s = side.bk, data["q"].shape, data["k"].shape[1]
+    bk, (n, t, width) = side.bk, data["q"].shape
     names, shape, of_keys = ("q", "k", "v", "dy"), data["q"].shape, data["k"].shape
     if strided:
         q, dy, out, dq = side_by_side(side, data["q"], data["dy"], shape, shape)
@@ -239,24 +239,28 @@ def attention(side: Side, data: dict[str, Any], heads: int, causal: bool, stride
     return {name: side.host(x) for name, x in outs.items()}
 
 
-# n, t, s, heads, d; masked, causal, strided, offset
+# n, t, s, heads, d; masked, causal, strided, offset; whether 16 bits go to tensor cores
 ATTENTION = {
-    "one": ((1, 1, 1, 1, 1), False, False, False, 0),
-    "odd": ((2, 67, 70, 2, 5), True, True, True, 1),
-    "packed": ((2, 70, 66, 1, 32), True, False, False, 0),
-    "fewer keys": ((1, 70, 9, 2, 16), False, True, False, 0),
-    "wide": ((1, 5, 66, 1, 136), False, True, True, 0),
-    "beside": ((3, 7, 9, 2, 72), True, True, True, 0),
+    "one": ((1, 1, 1, 1, 1), False, False, False, 0, False),
+    "odd": ((2, 67, 70, 2, 5), True, True, True, 1, False),
+    "packed": ((2, 70, 66, 1, 32), True, False, False, 0, True),
+    "fewer keys": ((1, 70, 9, 2, 16), False, True, False, 0, True),
+    "more keys": ((1, 9, 130, 1, 72), False, True, True, 0, True),
+    "wide": ((1, 5, 66, 1, 136), False, True, True, 0, False),
+    "beside": ((3, 7, 9, 2, 72), True, True, True, 0, True),
+    "not aligned": ((1, 7, 9, 2, 72), True, True, True, 1, False),
 }
 
 
 @each_dtype
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention(emulated_cuda: EmulatedBackend, dtype: str, case: str) -> None:
-    sizes, masked, causal, strided, offset = ATTENTION[case]
+    sizes, masked, causal, strided, offset, tensor = ATTENTION[case]
     data = attention_data(*sizes, masked)
     found = attention(Side(emulated_cuda, dtype, offset), data, sizes[3], causal, strided)
-    assert len(emulated_cuda.counts.kernels) == 4
+    launched = emulated_cuda.counts.kernels
+    assert len(launched) == 4
+    assert sum("tensor" in name for name in launched) == (3 if tensor and dtype.endswith("float16") else 0)
     wanted = attention(Side(NumpyBackend(), dtype), data, sizes[3], causal, strided)
     if masked:  # the last sequence sees nothing
         assert np.isneginf(found["lse"][-1]).all()
