@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "get_backend": "functional",
     "available_devices": "devices",
-    **dict.fromkeys(("Sequential", "load"), "model"),
+    **dict.fromkeys(("Model", "Sequential", "load"), "model"),
+    "Input": "layers.symbolic",
+    **dict.fromkeys(("Add", "Chain", "Concat", "Parallel", "Residual"), "layers"),
     **dict.fromkeys(("Dense", "Activation", "Dropout", "Flatten", "LayerNorm", "BatchNorm", "Layer"), "layers"),
     **dict.fromkeys(
         (
@@ -97,7 +99,21 @@ if TYPE_CHECKING:
         OutOfMemoryError,
     )
     from .functional import get_backend
-    from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
+    from .layers import (
+        Activation,
+        Add,
+        BatchNorm,
+        Chain,
+        Concat,
+        Dense,
+        Dropout,
+        Flatten,
+        Layer,
+        LayerNorm,
+        Parallel,
+        Residual,
+    )
+    from .layers.symbolic import Input
     from .losses import (
         BinaryCrossEntropy,
         CrossEntropy,
@@ -108,7 +124,7 @@ if TYPE_CHECKING:
         MeanSquaredError,
         Poisson,
     )
-    from .model import Sequential, load
+    from .model import Model, Sequential, load
     from .optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RMSprop
     from .plotting import WeightPath
     from .scratch import NeuralNetwork

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from . import devices, losses, optimizers
 from . import metrics as metrics_module
 from .backends.base import Backend
-from .layers.base import positive_int
+from .layers import Layer
+from .layers.base import Shape, positive_int
+from .layers.graph import Built
+from .layers.symbolic import Calls, Tensor
 from .network import Network
 from .plan import without_link
 from .precision import resolve
@@ -22,21 +25,23 @@ from .training.inference import forward
 from .training.predictions import classes, through_link
 from .training.validation import Validation
 
-__all__ = ["Sequential", "load"]
+__all__ = ["Model", "Sequential", "load"]
 
 
-class Sequential(Network):
-    """A chain of layers.
+class Model(Network):
+    """Layers as calls on one another: what leads from an input to an output.
 
     Parameters
     ----------
-    layers : sequence of Layer
-        Each one's output is the next one's input.
+    inputs : Tensor
+        What :func:`nnfast.Input` gave.
+    outputs : Tensor
+        What layers gave that were called on it, or on what others gave.
 
     Attributes
     ----------
     layers : list of Layer
-        The chain.
+        Each one once; one that is called several times has the same weights each time.
     loss : Loss or None
         The loss of the last ``fit``.
     extra : dict
@@ -47,14 +52,56 @@ class Sequential(Network):
     Examples
     --------
     >>> import nnfast as nf
-    >>> model = nf.Sequential([nf.Dense(8, "tanh"), nf.Dense(1, "sigmoid")])
-    >>> X, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
-    >>> history = model.fit(
-    ...     X, y, loss="binary_cross_entropy", optimizer=nf.Adam(0.1), epochs=100, seed=0, device="cpu", verbose=0
-    ... )
-    >>> model.predict_classes(X)
-    array([0, 1, 1, 0])
+    >>> x = nf.Input(4)
+    >>> h = nf.Dense(8, "relu")(x)
+    >>> model = nf.Model(x, nf.Dense(2)(nf.Concat()(x, h)))
     """
+
+    calls: Calls | None = None
+
+    def __init__(self, inputs: Tensor, outputs: Tensor) -> None:
+        for what, tensor in (("inputs", inputs), ("outputs", outputs)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"Model: {what} must be a tensor that begins at nf.Input, not {type(tensor).__name__}")
+        self._follow(Calls.between([inputs], [outputs]))
+
+    def _follow(self, calls: Calls) -> None:
+        super().__init__(calls.layers)
+        self.calls = calls
+        self.nodes(calls.in_shapes[0])  # so that what does not fit is said now
+
+    @classmethod
+    def described(cls, layers: Sequence[Layer], description: Mapping[str, Any]) -> Model:
+        """A model of layers, by what :meth:`description` gave."""
+        graph = description.get("graph")
+        if graph is None:
+            return Sequential(layers)
+        shapes = [tuple(int(n) for n in shape) for shape in graph["in_shapes"]]
+        calls = [(int(layer), [int(source) for source in sources]) for layer, sources in graph["calls"]]
+        model = Model.__new__(Model)
+        model._follow(Calls(shapes, list(layers), calls, [int(out) for out in graph["outputs"]]))
+        return model
+
+    def description(self) -> dict[str, Any]:
+        return {} if self.calls is None else {"graph": self.calls.config()}
+
+    def nodes(self, in_shape: Shape) -> list[Built]:
+        if self.calls is None:
+            return super().nodes(in_shape)
+        if (expected := self.calls.in_shapes[0]) != tuple(in_shape):
+            raise ValueError(f"the model was made for inputs of shape {expected}, not {tuple(in_shape)}")
+        return self.calls.nodes()
+
+    def known_in_shape(self) -> Shape | None:
+        return super().known_in_shape() if self.calls is None else self.calls.in_shapes[0]
+
+    def like(self, layers: Sequence[Layer]) -> Self:
+        """A model of other layers at the same places, without weights."""
+        if self.calls is None:
+            return super().like(layers)
+        other = type(self).__new__(type(self))
+        other._follow(Calls(self.calls.in_shapes, list(layers), self.calls.calls, self.calls.outputs))
+        return other
 
     # ---- training --------------------------------------------------------------------------------------
     def fit(
@@ -345,9 +392,44 @@ class Sequential(Network):
         onnx.export(self, path, opset=opset, probabilities=probabilities, preprocessing=preprocessing)
 
 
+class Sequential(Model):
+    """A chain of layers.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Each one's output is the next one's input; blocks such as :class:`~nnfast.Residual` are layers, too.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        The chain.
+    loss : Loss or None
+        The loss of the last ``fit``.
+    extra : dict
+        JSON that is saved with the model, such as the preprocessing of its inputs.
+    stop_training : bool
+        Set by a callback to end a fit.
+
+    Examples
+    --------
+    >>> import nnfast as nf
+    >>> model = nf.Sequential([nf.Dense(8, "tanh"), nf.Dense(1, "sigmoid")])
+    >>> X, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
+    >>> history = model.fit(
+    ...     X, y, loss="binary_cross_entropy", optimizer=nf.Adam(0.1), epochs=100, seed=0, device="cpu", verbose=0
+    ... )
+    >>> model.predict_classes(X)
+    array([0, 1, 1, 0])
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        Network.__init__(self, layers)
+
+
 def load(
     path: str | os.PathLike[str], *, custom: Mapping[str, Any] | None = None, device: str | Backend | None = None
-) -> Sequential:
+) -> Model:
     """Read a model that ``model.save`` wrote. No code in the file is run.
 
     Parameters
@@ -361,7 +443,8 @@ def load(
 
     Returns
     -------
-    Sequential
+    Model
+        A :class:`Sequential` where it was one.
 
     Raises
     ------
@@ -370,7 +453,7 @@ def load(
     FileNotFoundError
         If there is no such file.
     """
-    model = checkpoint.load(Sequential, path, custom)
+    model = checkpoint.load(Model, path, custom)
     if device is not None:
         model.place(device)
     return model

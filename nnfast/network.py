@@ -171,6 +171,25 @@ class Network:
         """What the computation may round: that of the last fit; see :mod:`nnfast.precision`."""
         return self.parameters.precision
 
+    def nodes(self, in_shape: Shape) -> list[Built]:
+        """The layers, at their places, for inputs of a shape.
+
+        Raises
+        ------
+        ValueError
+            From a layer that cannot take its input, with the layer named.
+        """
+        return build_chain(self.layers, in_shape)
+
+    def known_in_shape(self) -> Shape | None:
+        """Shape of one input row as the layers say it, where they do."""
+        first = self.layers[0]
+        return first.in_shape if isinstance(first, Dense) else None
+
+    def description(self) -> dict[str, Any]:
+        """What there is to say besides the layers, ready for JSON."""
+        return {}
+
     def build(
         self,
         in_shape: int | Shape | None = None,
@@ -197,14 +216,12 @@ class Network:
         Self
             The model itself.
         """
+        in_shape = self.known_in_shape() if in_shape is None else in_shape
         if in_shape is None:
-            first = self.layers[0]
-            in_shape = first.in_shape if isinstance(first, Dense) else None
-            if in_shape is None:
-                raise NotBuiltError(_UNKNOWN_INPUT)
+            raise NotBuiltError(_UNKNOWN_INPUT)
         shape = (in_shape,) if isinstance(in_shape, (int, np.integer)) else tuple(in_shape or ())
         shape = tuple(positive_int(n, "each number of in_shape") for n in shape)
-        built = build_chain(self.layers, shape)
+        built = self.nodes(shape)
         parameters = Parameters(built, NumpyBackend(), checked_dtype(dtype))
         number = random.checked_seed(seed)
         if initialise:
@@ -324,9 +341,18 @@ class Network:
         backend = None if device is None else devices.get_backend(device)
         return Summary(self.built, self.parameters, positive_int(batch_size, "batch_size"), backend)
 
+    @classmethod
+    def described(cls, layers: Sequence[Layer], description: Mapping[str, Any]) -> Network:
+        """A model of layers, by what :meth:`description` gave."""
+        return cls(layers)
+
+    def like(self, layers: Sequence[Layer]) -> Self:
+        """A model of other layers at the same places, without weights."""
+        return type(self)(layers)
+
     def copy(self) -> Self:
         """An independent copy, weights and training state included."""
-        other = type(self)(copy.deepcopy(self.layers))  # at once: what is shared stays so
+        other = self.like(copy.deepcopy(self.layers))  # at once: what is shared stays so
         other.loss, other.extra, other._optimizer = copy.deepcopy((self.loss, self.extra, self._optimizer))
         if self.is_built:
             other.build(self.in_shape, dtype=self.dtype, initialise=False)

@@ -25,6 +25,8 @@ class Backward:
         For each input the node whose gradient it is a part of; ``None``: there is none to write.
     adds : tuple of bool
         Whether another layer wrote a part before, so that this one is added.
+    weights_add : bool
+        Whether a later place of the same layer wrote the gradients of its weights before.
     again : tuple of int
         Nodes whose forward pass is done again before.
     """
@@ -32,6 +34,7 @@ class Backward:
     node: int
     into: tuple[int | None, ...]
     adds: tuple[bool, ...]
+    weights_add: bool = False
     again: tuple[int, ...] = ()
 
 
@@ -103,6 +106,7 @@ class Flow:
         written = {self.out}
         steps: list[Backward] = []
         begun: set[int | None] = {None}
+        owners: set[int] = set()
         for node in reversed(self.built):
             i = node.index
             if not self.wants[i] or self.root[i] != i or i not in written:
@@ -131,7 +135,8 @@ class Flow:
             if node.segment not in begun:
                 begun.add(node.segment)
                 again = tuple(n.index for n in self.built if node.segment == self._own_segment(n))
-            steps.append(Backward(i, tuple(into), tuple(adds), again))
+            steps.append(Backward(i, tuple(into), tuple(adds), node.owner in owners, again))
+            owners.add(node.owner)
         return steps
 
     def _own_segment(self, node: Built) -> int | None:

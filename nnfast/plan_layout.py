@@ -114,7 +114,7 @@ class PlanLayout:
     parts : dict of (int, int) to Slot
         By node and number of its input: what is added to a gradient.
     shared : dict of (int, str) to Slot
-        By node and name: gradients of weights that an earlier node has.
+        By node and name: gradients of weights that are added to those of the layer's other places.
     nbytes : int
         Size of the one allocation.
     """
@@ -208,11 +208,9 @@ class PlanLayout:
             for k, (root, adds) in enumerate(zip(step.into, step.adds, strict=True)):
                 if root is not None and adds:
                     self.parts[step.node, k] = rooms.take(built[root].out_shape, dtype, [(now, now)])
-            node = built[step.node]
-            if node.owner != node.index:
-                for spec in node.specs:
-                    if spec.kind == "param":
-                        self.shared[node.index, spec.name] = arena.reserve(spec.shape, full)
+            for spec in built[step.node].specs if step.weights_add else ():
+                if spec.kind == "param":
+                    self.shared[step.node, spec.name] = arena.reserve(spec.shape, full)
         for i, home in enumerate(flow.home):
             if home in homes and flow.root[i] == i:
                 where = homes[home]

@@ -105,7 +105,7 @@ class Program:
                 sums.append((whole, part))
                 whole = part
             into.append(whole.reshape(self.rows, *shape))
-        if node.owner != node.index:
+        if step.weights_add:
             first = self.plan.params.of_layer(node.owner, self.plan.grad)
             sums += [
                 (first["d" + name], self.plan.view(slot))

@@ -27,7 +27,7 @@ ORDER = (
     {"backends"},
     {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
     {"functional"},
-    {"parameters", "plan", "plan_layout", "plan_pool", "plan_program", "summary"},
+    {"parameters", "plan", "plan_flow", "plan_layout", "plan_pool", "plan_program", "summary"},
     {"network"},
     {"exporting", "training"},
     {"model"},

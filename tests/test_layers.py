@@ -275,7 +275,7 @@ def test_bad_arguments(make, error, match):
         ),
         ([nf.Dense(1, bias_initializer="orthogonal")], (2,), r"'orthogonal' needs a shape of two or more axes"),
         ([nf.Dense(3, name="a"), nf.Dense(3, name="a")], (2,), r"two layers are named 'a'"),
-        ([nf.Dense(3, name="a.b")], (2,), r"without dots, not 'a.b'"),
+        ([nf.Dense(3, name="a.b")], (2,), r"without dots and slashes, not 'a.b'"),
     ],
 )
 def test_build_errors_name_the_layer(chain, shape, match):

@@ -52,6 +52,12 @@ def fetch(I, F, task):
             copy_memory(I[1] + i * nbytes, x + i * apart, nbytes)
 
 
+def copy_lines(I, F, task):
+    """Rows that may lie apart; I: x, bytes from row to row, out, likewise, rows, bytes of a row, tile."""
+    for i in range(task * I[6], min((task + 1) * I[6], I[4])):
+        copy_memory(I[2] + i * I[3], I[0] + i * I[1], I[5])
+
+
 def store(I, F, task):
     """``out[ROW + i] = x[i]``; I: x, rows, state, out, len(out), bytes, tile."""
     first = task * I[6]
@@ -101,6 +107,14 @@ def fetch_call(where: np.ndarray, out: np.ndarray) -> Call:
         kernel(fetch), ints, np.zeros(1), tiles.number, keep=(where, out),
         tiles=tiles, writes=(out,), nanoseconds=out.nbytes / tuning.COPY_BYTES,
     )  # fmt: skip
+
+
+def columns_call(x: np.ndarray, out: np.ndarray) -> Call:
+    """``out[...] = x`` for matrices whose rows may lie apart."""
+    tile, tasks = tuning.row_chunks(x.shape[0], x.shape[1], threads.count())
+    nbytes = x.shape[1] * x.itemsize
+    ints = np.array([x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0], len(x), nbytes, tile], np.int64)
+    return Call(kernel(copy_lines), ints, np.zeros(1), tasks, tasks > 1, keep=(x, out))
 
 
 def store_call(x: np.ndarray, state: np.ndarray, out: np.ndarray) -> Call:

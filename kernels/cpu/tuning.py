@@ -135,6 +135,11 @@ def product_rows(rows: int, threads: int) -> Tiles:
     return Tiles(rows, max(1, min(rows, -(-tile // 4) * 4)))
 
 
+def image_tiles(images: int, threads: int) -> Tiles:
+    """One image a tile; a task for each thread."""
+    return Tiles(images, 1, -(-images // max(1, min(threads, images))))
+
+
 def update_tiles(rows: int, nbytes: int, nanoseconds: float, threads: int) -> Tiles | None:
     """Rows of a gradient of `nbytes`, whose product takes so long, that are updated at once; ``None``: all later."""
     if nbytes <= UPDATE_BYTES or nanoseconds > UPDATE_SHARE * nbytes / 3:

@@ -23,6 +23,7 @@ __all__ = [
     "OPTIONS",
     "SCALARS",
     "TENSOR_WIDTHS",
+    "TILES",
     "UNITS",
     "WIDE",
     "WIDTHS",
@@ -81,6 +82,9 @@ WIDTHS = {"f": (64, 128), "d": (64,), "e": (128,), "E": (128,)}
 #: The same by tensor cores, which take no wider head
 TENSOR_WIDTHS = (64, 128)
 
+#: Rows and columns of the tiles of a convolution, by what they compute in: more registers than these, and they spill
+TILES = {"f": ((128, 128), (64, 64), (128, 32)), "d": ((64, 64),)}
+
 _RULES = (
     "Sgd<{t}>",
     "Momentum<{t}, false>",
@@ -103,6 +107,7 @@ _TYPES_RNN = tuple((t, act) for t in SCALARS.values() for act in ("Tanh", "Relu"
 _TYPES_WIDTHS = tuple((SCALARS[c], str(width)) for c, widths in WIDTHS.items() for width in widths)
 _HALF_WIDTHS = tuple((SCALARS[c], str(width)) for c in HALVES for width in TENSOR_WIDTHS)
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
+_TYPES_TILES = tuple((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]])
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments
@@ -122,6 +127,8 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "rms_norm": dict.fromkeys(("rms_norm", "rms_norm_dx", "rms_norm_dparam"), _TYPES),
     "pooling": dict.fromkeys(("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"), _TYPES),
     "images": {"resample": _UNIT_ARGS, "upsample_grad": _TYPES},
+    "conv": {**dict.fromkeys(("conv", "conv_weights"), _TYPES_TILES), "turn_weights": _TYPES},
+    "depthwise": dict.fromkeys(("depthwise", "depthwise_dx", "depthwise_weights"), _TYPES),
     "losses": {"elementwise_loss": _TYPES_LOSSES},
     "xent": {
         "weight_total": _PLAIN,

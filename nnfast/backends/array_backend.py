@@ -87,6 +87,9 @@ class ArrayBackend(ArrayOptimizers, ArrayConv, ArraySpatial, ArrayRecurrent, Arr
     def add_at_rows(self, x: Array, index: Array, *, out: Array) -> None:
         self.xp.add.at(out, index, x)
 
+    def copy_columns(self, x: Array, *, out: Array) -> None:
+        out[...] = x
+
     def _row(self, state: Array) -> int:
         return int(state[S.ROW])
 

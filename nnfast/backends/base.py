@@ -233,6 +233,10 @@ class Backend(SpatialOperations, RecurrentOperations, AttentionOperations, ABC):
         `x` and `out` have equal trailing shapes and dtypes.
         """
 
+    @abstractmethod
+    def copy_columns(self, x: Array, *, out: Array) -> None:
+        """``out[...] = x`` for matrices of one shape and dtype whose rows are each in one piece, but may lie apart."""
+
     def fetch(self, where: Array, *, out: Array) -> None:
         """``out[...] = x`` for an x of the shape and dtype of `out`, whose rows are each in one piece.
 

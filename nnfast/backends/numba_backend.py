@@ -23,7 +23,7 @@ from ..kernels.cpu.fusion import fused
 from ..random import SHUFFLE, keep_threshold
 from .base import Array, Backend, Replay
 from .numba_attention import NumbaAttention
-from .numba_checks import in_range, is_index, is_state, matrix, native, plain, shapes, sizes, writable
+from .numba_checks import in_range, is_index, is_state, lines, matrix, native, plain, shapes, sizes, writable
 from .numba_conv import NumbaConv
 from .numba_norms import NumbaNorms
 from .numba_optimizers import NumbaOptimizers
@@ -227,6 +227,14 @@ class NumbaBackend(
             shapes("take_batch", order=(order[first : first + len(out)], (len(out),)))
             in_range("take_batch", order[first : first + len(out)], len(x))
         self._emit(rows.gather_call(x, order, state, out))
+
+    def copy_columns(self, x: Array, *, out: Array) -> None:
+        if not (lines(x) and lines(out) and x.dtype == out.dtype):
+            self._numpy("copy_columns", x, out=out)
+            return
+        shapes("copy_columns", out=(out, x.shape))
+        writable("copy_columns", out=out)
+        self._emit(rows.columns_call(x, out))
 
     def fetch(self, where: Array, *, out: Array) -> None:
         self._emit(rows.fetch_call(where, out))

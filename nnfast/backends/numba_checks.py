@@ -11,6 +11,19 @@ from ..kernels import step_state as S
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def lines(x: Any) -> bool:
+    """Whether it is a matrix, not empty, whose rows are each in one piece, one after the other."""
+    return (
+        isinstance(x, np.ndarray)
+        and x.ndim == 2
+        and x.size > 0
+        and x.flags.aligned
+        and (x.shape[1] == 1 or x.strides[1] == x.itemsize)
+        and x.strides[0] >= x.shape[1] * x.itemsize
+        and not x.dtype.hasobject
+    )
+
+
 def plain(*arrays: Any) -> bool:
     """Whether all are NumPy arrays in C order, aligned and not empty; ``None`` passes."""
     for a in arrays:

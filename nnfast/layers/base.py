@@ -127,6 +127,12 @@ class Layer:
     x: Array
     y: Array
 
+    def __call__(self, *inputs: Any) -> Any:
+        """The layer's result on symbolic tensors, for :class:`nnfast.Model`; see :mod:`nnfast.layers.symbolic`."""
+        from .symbolic import call
+
+        return call(self, inputs)
+
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
         """Declare parameters, saved tensors and scratch for inputs of `in_shape`.
 

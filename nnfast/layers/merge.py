@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from ..backends.base import Array, Backend
@@ -85,5 +84,3 @@ class Concat(Layer):
         for one, part in zip(dx, parts, strict=True):
             if one is not None:
                 bk.copy_columns(part, out=one.reshape(-1, one.shape[-1]))
-
-

@@ -78,7 +78,7 @@ class NetworkEstimator(BaseEstimator):
             made = Sequential([Dense(100, "relu"), Dense(self.n_outputs_)])
         elif isinstance(made, Network):
             # One that has weights starts from them; fit must not change what it was given
-            made = made.copy() if made.is_built else type(made)(copy.deepcopy(made.layers))
+            made = made.copy() if made.is_built else made.like(copy.deepcopy(made.layers))
         elif callable(made):
             made = made(int(np.prod(in_shape)), self.n_outputs_)
             if not isinstance(made, Network):

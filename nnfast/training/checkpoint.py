@@ -20,7 +20,7 @@ from .. import losses
 from ..errors import CheckpointError
 from ..files import replacing
 from ..layers.base import Layer
-from ..layers.graph import Built, build_chain, chain_names
+from ..layers.graph import Built, chain_names
 from ..network import Network, TrainingState
 from ..precision import resolve
 
@@ -68,6 +68,7 @@ def save(
             {"class": type(layer).__name__, "name": name, "config": layer.config()}
             for layer, name in zip(model.layers, chain_names(model.layers), strict=True)
         ],
+        **model.description(),
         "in_shape": list(model.in_shape),
         "dtype": str(params.dtype),
         "precision": params.precision,
@@ -165,14 +166,14 @@ def load_with_run(
         if chain_names(chain) != names:
             for layer, name in zip(chain, names, strict=True):
                 layer.name = name
-        model = kind(chain)
+        model: Any = kind.described(chain, header)
         if header["loss"] is not None:
             model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
         training = header["training"]
         in_shape = tuple(header["in_shape"])
         precision, dtype = resolve(header.get("precision"), header["dtype"])
         # Before anything is allocated: a file may claim layers of any size
-        _check(build_chain(chain, in_shape), dtype, training, tensors, path)
+        _check(model.nodes(in_shape), dtype, training, tensors, path)
         model.build(in_shape, dtype=dtype, initialise=False)
         model.parameters.move(model.parameters.backend, dtype, precision)
         model.parameters.set({name: array for name, array in tensors.items() if ":" not in name})

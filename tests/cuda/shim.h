@@ -245,6 +245,12 @@ T __shfl_xor_sync(unsigned mask, T v, int lanes) {
     return shim::exchange(v, (shim::current & 31) ^ lanes);
 }
 
+template <typename T>
+T __shfl_sync(unsigned mask, T v, int lane) {
+    shim::full(mask);
+    return shim::exchange(v, lane & 31);
+}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     shim::full(mask);
     shim::Fiber& f = shim::fibers[shim::current];
