@@ -61,6 +61,11 @@ def compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], dtype: 
 
 
 # ---- recurrent layers -----------------------------------------------------------------------------
+#: Sources of the kernels that are tested here
+FILES = (
+    *("recurrent", "gru", "gru_grad", "attention", "attention_grad", "attention_tensor", "attention_tensor_grad"),
+    *("rotary", "masks"),
+)
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
@@ -338,7 +343,7 @@ class Everything:
         results = {}
         for kind, data in self.data.items():
             results |= {f"{kind} {name}": x for name, x in recurrent(self.side, kind, data, True).items()}
-        for d in (8, 72):
+        for d in (5, 8, 72):
             found = attention(self.side, attention_data(2, 67, 9, 2, d, True), 2, True, True)
             results |= {f"attention {d} {name}": x for name, x in found.items()}
         x, out = self.side(np.ones((2, 3, 8))), self.side.out(2, 3, 8)
@@ -348,9 +353,6 @@ class Everything:
         self.side.bk.step_mask(self.side.bk.asarray(np.ones((6, 2), np.int64)), value=0.0, out=mask)
         self.side.bk.scale_rows(rows, mask, out=rows)
         return {**results, "rotary": self.side.host(out), "rows": self.side.host(rows)}
-
-
-FILES = ("recurrent", "gru", "gru_grad", "attention", "attention_grad", "rotary", "masks")
 
 
 def test_every_instantiation_runs() -> None:
@@ -363,11 +365,12 @@ def test_every_instantiation_runs() -> None:
 
 
 @pytest.mark.parametrize("order", ["backward", "strided"])
-def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(shim: HostShim, order: str) -> None:
-    straight = Everything(emulated_backend(), "float32").run()
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(shim: HostShim, order: str, dtype: str) -> None:
+    straight = Everything(emulated_backend(), dtype).run()
     try:
         shim.order(order)
-        other = Everything(emulated_backend(multiprocessors=1), "float32").run()
+        other = Everything(emulated_backend(multiprocessors=1), dtype).run()
     finally:
         shim.order("forward")
     for name, value in straight.items():
