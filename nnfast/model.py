@@ -229,6 +229,8 @@ class Model(Network):
         else:
             X = backend.asarray(X)
         data.check_inputs(X, in_shape)
+        if self.takes_indices:
+            X = data.as_kind(X, self.built, "X", self.dtype)
         return X
 
     def predict(

@@ -19,6 +19,7 @@ from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
 from .layers.graph import Built, build_chain
 from .parameters import Parameters
+from .plan_layout import input_dtypes
 from .plan_pool import PlanPool
 from .precision import checked_dtype
 from .summary import Summary
@@ -150,6 +151,11 @@ class Network:
     def in_shape(self) -> Shape:
         """Shape of one input row."""
         return self.built[0].in_shape
+
+    @property
+    def takes_indices(self) -> bool:
+        """Whether inputs are indices, such as numbers of words."""
+        return bool(input_dtypes(self.built, self.dtype)[0] == np.int64)
 
     @property
     def out_shape(self) -> Shape:
@@ -288,6 +294,10 @@ class Network:
                 parameters.move(backend, parameters.dtype)
             self._placed = True
         return parameters.backend
+
+    def reset_states(self) -> None:
+        """Let stateful layers begin anew in the next prediction; a fit does so at the beginning of each epoch."""
+        self.plans.reset_states()
 
     # ---- weights -----------------------------------------------------------------------------------------
     def get_weights(self) -> dict[str, np.ndarray]:

@@ -118,6 +118,12 @@ class Plan:
             params.use_slots(optimizer.slots, optimizer.ema is not None)
         self.state = bk.zeros(S.SIZE, np.float64)
         self.lr_table = bk.zeros(lr_steps, np.float64)
+        self._carried = [
+            slot
+            for node in self.layout.layers
+            for name, slot, _ in node.declared
+            if slot is not None and name in node.carried
+        ]
         self._data: tuple[Array, ...] = ()
         self.order: Array | None = None
         self.outputs: Array | None = None
@@ -166,12 +172,15 @@ class Plan:
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
         first = None if self.outputs is None else self.outputs[: self.batch]
         kept = None if first is None else np.array(self.backend.to_numpy(first))
+        states = [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
         try:
             return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:
                 self.backend.copy(kept, out=first)
+            for slot, values in zip(self._carried, states, strict=True):
+                self.backend.copy(values, out=self.view(slot))
 
     def _program(self, rows: int) -> Program:
         program = self._programs.get(rows)
@@ -303,6 +312,16 @@ class Plan:
     def output(self, rows: int) -> Array:
         """The output of the last step of `rows` rows: a view that the next step overwrites."""
         return self._program(rows).output
+
+    @property
+    def carries(self) -> bool:
+        """Whether layers hand on a state from step to step."""
+        return bool(self._carried)
+
+    def reset_states(self) -> None:
+        """Set what layers hand on from step to step to zero."""
+        for slot in self._carried:
+            self.backend.fill(self.view(slot), 0.0)
 
     def read_state(self) -> np.ndarray:
         """A copy of the step state on the host; waits for the device."""

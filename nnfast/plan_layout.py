@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .arena import Arena, Slot
+from .layers import Layer
 from .layers.graph import Built
 from .plan_flow import Flow, Interval
 
-__all__ = ["LayerSlots", "PlanLayout", "input_dtypes"]
+__all__ = ["LayerSlots", "PlanLayout", "input_dtypes", "readers_of_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,25 @@ class _Rooms:
         return Slot(room.offset, (self._batch, *shape), np.dtype(dtype))
 
 
+def _readers(built: Sequence[Built]) -> Iterator[tuple[int, Built]]:
+    """Each layer that reads an input of the model, perhaps through views of it, and the input, as ``-1 - k``."""
+    root: dict[int, int] = {}
+    for node in built:
+        for source in node.inputs:
+            k = source if source < 0 else root.get(source)
+            if k is None:
+                continue
+            if node.layer.is_view(True):
+                root[node.index] = k
+            else:
+                yield k, node
+
+
+def readers_of_inputs(built: Sequence[Built]) -> list[Layer]:
+    """The layers that read the model's inputs."""
+    return [node.layer for _, node in _readers(built)]
+
+
 def input_dtypes(built: Sequence[Built], dtype: Any) -> list[Any]:
     """The dtype of each of the model's inputs: int64 where layers take indices, else `dtype`.
 
@@ -68,18 +88,10 @@ def input_dtypes(built: Sequence[Built], dtype: Any) -> list[Any]:
         If some layers take an input as indices and others as numbers.
     """
     found: dict[int, Any] = {}
-    root: dict[int, int] = {}
-    for node in built:
-        for source in node.inputs:
-            k = source if source < 0 else root.get(source)
-            if k is None:
-                continue
-            if node.layer.is_view(True):
-                root[node.index] = k
-                continue
-            kind = np.dtype(np.int64) if node.layer.takes_indices else np.dtype(dtype)
-            if found.setdefault(k, kind) != kind:
-                raise ValueError(f"layer {node.index} ({node.name}) takes as {kind} what another one takes otherwise")
+    for k, node in _readers(built):
+        kind = np.dtype(np.int64) if node.layer.takes_indices else np.dtype(dtype)
+        if found.setdefault(k, kind) != kind:
+            raise ValueError(f"layer {node.index} ({node.name}) takes as {kind} what another one takes otherwise")
     return [found.get(-1 - k, np.dtype(dtype)) for k in range(max([1, *(-s for n in built for s in n.inputs)]))]
 
 

@@ -86,6 +86,13 @@ class PlanPool:
         finally:
             plans.append(plan)
 
+    def reset_states(self) -> None:
+        """Set what layers hand on from prediction to prediction to zero."""
+        with self._lock:
+            for plans in self._idle.values():
+                for plan in plans:
+                    plan.reset_states()
+
     @staticmethod
     def _taken(plans: list[Plan]) -> Plan | None:
         """One of the plans, which nobody else has then; :meth:`again` takes them without the lock."""

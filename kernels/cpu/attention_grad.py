@@ -14,8 +14,27 @@ import numpy as np
 from . import attention as forward
 from . import product
 from .attention import (
-    BATCH_BYTES, CAUSAL, HEADS, ITEMS, K, KEY_TILE, KEYS, LSE, MASK, OUT, PACKED, PACKS, PER_TASK, Q, QUERIES, ROOM,
-    ROOM_BYTES, STEP, TILE, V, WIDTH,
+    BATCH_BYTES,
+    CAUSAL,
+    HEADS,
+    ITEMS,
+    KEY_TILE,
+    KEYS,
+    LSE,
+    MASK,
+    OUT,
+    PACKED,
+    PACKS,
+    PER_TASK,
+    QUERIES,
+    ROOM,
+    ROOM_BYTES,
+    STEP,
+    TILE,
+    WIDTH,
+    K,
+    Q,
+    V,
 )  # fmt: skip
 from .driver import Call
 from .micro import ADD
@@ -177,6 +196,4 @@ def attention_grad_call(
     for template in (row_sums, zero_rows, packed_rows):
         names[template.__name__.upper()] = function(template, dtype, blocks.variant, inline=False, **names)
     address = kernel(attention_grad, dtype, blocks.variant, **names)
-    return Call(
-        address, np.array(ints), np.array([scale]), plan.tasks, plan.parallel, keep=(*arrays, mask, lse, room)
-    )
+    return Call(address, np.array(ints), np.array([scale]), plan.tasks, plan.parallel, keep=(*arrays, mask, lse, room))

@@ -123,6 +123,17 @@ def copy_memory(typingctx, out, source, nbytes):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def clear_memory(typingctx, out, nbytes):
+    """Zeros."""
+
+    def codegen(context, builder, signature, args):
+        cgutils.memset(builder, builder.inttoptr(args[0], VOID_POINTER), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 def _prefetching(writes: int) -> Any:
     def codegen(context, builder, signature, args):
         i32 = ir.IntType(32)

@@ -48,7 +48,7 @@ def rms_norm_grad(I, F, task):
                 of_scale += dy[j] * gamma[j] * x[j]
             of_scale = of_scale * rstd * rstd / T(n)
             dx = ptr(I[7] + r * n * T_SIZE)
-            # In place: where dx is dy, LLVM would find that both overlap and take the loop without vectors
+            # In place, for what activations.py says
             if I[7] != I[6]:
                 for j in range(n):
                     dx[j] = dy[j]
@@ -93,7 +93,7 @@ def step_mask(I, F, task):
         else:
             value, x = T(F[0]), ptr(I[3] + r * n * T_SIZE)
             for j in range(n):
-                differs |= not (x[j] == value)
+                differs |= x[j] != value
         out[r] = T(1.0) if differs else T(0.0)
 
 
@@ -103,8 +103,11 @@ def scale_rows(I, F, task):
     scale = ptr(I[4])
     for r in range(task * I[2], min((task + 1) * I[2], I[0])):
         x, out, factor = ptr(I[3] + r * n * T_SIZE), ptr(I[5] + r * n * T_SIZE), scale[r]
+        if I[5] != I[3]:
+            for j in range(n):
+                out[j] = x[j]
         for j in range(n):
-            out[j] = x[j] * factor
+            out[j] = out[j] * factor
 
 
 # ---- calls -----------------------------------------------------------------------------------------------
@@ -115,21 +118,21 @@ def _row_call(
     arrays: tuple[np.ndarray | None, ...],
     more: tuple[int, ...] = (),
     number: float = 0.0,
-    **roles: tuple[np.ndarray | None, ...],
 ) -> Call:
     """A call on tiles of the rows of `x`; the record is rows, columns, tile, x, then `arrays` and `more`."""
     tiles = tuning.row_tiles(len(x), threads.count())
     addresses = [0 if a is None else a.ctypes.data for a in (x, *arrays)]
     ints = np.array([*x.shape, tiles.tile, *addresses, *more])
-    return Call(
-        kernel(template, dtype), ints, np.array([number]), tiles.number, tiles.tasks > 1, keep=(x, *arrays),
-        tiles=tiles, nanoseconds=x.size / 2, **roles,
-    )  # fmt: skip
+    call = Call(kernel(template, dtype), ints, np.array([number]), tiles.number, keep=(x, *arrays), tiles=tiles)
+    call.reads, call.nanoseconds = (x,), x.size / 2
+    return call
 
 
 def rms_norm_call(x: np.ndarray, gamma: np.ndarray, eps: float, out: np.ndarray, rstd: np.ndarray) -> Call:
     """Normalise each row."""
-    return _row_call(rms_norm, x.dtype, x, (gamma, out, rstd), number=eps, reads=(x,), writes=(out, rstd))
+    call = _row_call(rms_norm, x.dtype, x, (gamma, out, rstd), number=eps)
+    call.writes = (out, rstd)
+    return call
 
 
 def rms_norm_grad_calls(
@@ -138,9 +141,8 @@ def rms_norm_grad_calls(
     """Gradients of :func:`rms_norm_call`; each tile has its own sums."""
     number = tuning.row_tiles(len(x), threads.count()).number
     parts = dgamma[None] if number == 1 else memory.empty((number, len(dgamma)), x.dtype)
-    call = _row_call(
-        rms_norm_grad, x.dtype, x, (gamma, rstd, dy, dx, parts), reads=(x, rstd, dy), writes=(dx,), sums=(parts,)
-    )
+    call = _row_call(rms_norm_grad, x.dtype, x, (gamma, rstd, dy, dx, parts))
+    call.reads, call.writes, call.sums = (x, rstd, dy), (dx,), (parts,)
     return [call] if number == 1 else [call, reduce_call(parts, dgamma)]
 
 
@@ -155,10 +157,13 @@ def rotary_call(x: np.ndarray, heads: int, cos: np.ndarray, sin: np.ndarray, sig
 
 def step_mask_call(x: np.ndarray, value: float, out: np.ndarray) -> Call:
     """``out[i] = 1`` where row i has another number than `value`; x of the dtype of `out`, or of int64."""
-    whole = int(x.dtype == np.int64)
-    return _row_call(step_mask, out.dtype, x, (out,), (whole,), value, reads=(x,), writes=(out,))
+    call = _row_call(step_mask, out.dtype, x, (out,), (int(x.dtype == np.int64),), value)
+    call.writes = (out,)
+    return call
 
 
 def scale_rows_call(x: np.ndarray, scale: np.ndarray, out: np.ndarray) -> Call:
     """``out = x * scale[:, None]``."""
-    return _row_call(scale_rows, x.dtype, x, (scale, out), reads=(x, scale), writes=(out,))
+    call = _row_call(scale_rows, x.dtype, x, (scale, out))
+    call.reads, call.writes = (x, scale), (out,)
+    return call

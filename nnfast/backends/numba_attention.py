@@ -101,9 +101,7 @@ class NumbaAttention:
         self._check("attention_grad", q, k, v, heads, mask, lse, out=out, dy=dy, dq=dq)
         shapes("attention_grad", dk=(dk, k.shape), dv=(dv, k.shape))
         writable("attention_grad", dq=dq, dk=dk, dv=dv)
-        self._emit(
-            gradient_kernels.attention_grad_call(dy, q, k, v, heads, causal, scale, mask, out, lse, dq, dk, dv)
-        )
+        self._emit(gradient_kernels.attention_grad_call(dy, q, k, v, heads, causal, scale, mask, out, lse, dq, dk, dv))
 
     @staticmethod
     def _check(

@@ -1,20 +1,77 @@
 """The layers. A model file names them by class; the names here are all that loading one resolves."""
 
+from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
-from .blocks import Chain, Parallel, Residual
-from .convolution import Conv1D, Conv2D, DepthwiseConv2D
+from .blocks import Chain, Parallel, Residual, TransformerBlock
+from .convolution import Conv1D, Conv2D, DepthwiseConv2D, PerGroup
 from .dense import Dense
+from .embedding import Embedding, Masking
+from .graph import Block
+from .group_norm import GroupNorm
+from .images import Reshape, UpSampling1D, UpSampling2D, ZeroPadding1D, ZeroPadding2D
 from .merge import Add, Concat
-from .norm import BatchNorm, LayerNorm
-from .pointwise import Activation, Dropout, Flatten
+from .norm import BatchNorm, LayerNorm, RMSNorm
+from .pointwise import Activation, Dropout, Flatten, SpatialDropout
+from .pooling import (
+    AvgPool1D,
+    AvgPool2D,
+    GlobalAvgPool1D,
+    GlobalAvgPool2D,
+    GlobalMaxPool1D,
+    GlobalMaxPool2D,
+    MaxPool1D,
+    MaxPool2D,
+)
+from .positions import PositionalEmbedding
 from .transposed_convolution import Conv2DTranspose
 
-_SPATIAL: tuple[type[Layer], ...] = (Conv1D, Conv2D, DepthwiseConv2D, Conv2DTranspose)
-_BLOCKS: tuple[type[Layer], ...] = (Add, Chain, Concat, Parallel, Residual)
-
-__all__ = ["Activation", "BatchNorm", "BuildContext", "Dense", "Dropout", "Flatten", "Layer", "LayerNorm", "TensorSpec"]
-__all__ += [layer.__name__ for layer in (*_SPATIAL, *_BLOCKS)]
+__all__ = [
+    "Activation",
+    "Add",
+    "AvgPool1D",
+    "AvgPool2D",
+    "BatchNorm",
+    "Block",
+    "BuildContext",
+    "Chain",
+    "Concat",
+    "Conv1D",
+    "Conv2D",
+    "Conv2DTranspose",
+    "CrossAttention",
+    "Dense",
+    "DepthwiseConv2D",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GlobalAvgPool1D",
+    "GlobalAvgPool2D",
+    "GlobalMaxPool1D",
+    "GlobalMaxPool2D",
+    "GroupNorm",
+    "Layer",
+    "LayerNorm",
+    "Masking",
+    "MaxPool1D",
+    "MaxPool2D",
+    "MultiHeadAttention",
+    "Parallel",
+    "PerGroup",
+    "PositionalEmbedding",
+    "RMSNorm",
+    "Reshape",
+    "Residual",
+    "SpatialDropout",
+    "TensorSpec",
+    "TransformerBlock",
+    "UpSampling1D",
+    "UpSampling2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
+]
 
 TABLE: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, *_SPATIAL, *_BLOCKS)
+    name: kind
+    for name, kind in list(globals().items())
+    if isinstance(kind, type) and issubclass(kind, Layer) and kind not in (Block, Layer)
 }

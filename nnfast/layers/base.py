@@ -219,6 +219,11 @@ def rows(x: Array) -> Array:
     return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
+def pixels(x: Array) -> Array:
+    """`x` as (n, pixels, channels): all axes between the first and the last become one. A view, as :func:`rows`."""
+    return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
 def positive_int(value: Any, what: str) -> int:
     """`value` as an int, if it is a whole number above zero."""
     return integer(value, what, 1)

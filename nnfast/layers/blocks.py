@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from .base import Layer
+from .attention import MultiHeadAttention
+from .base import Layer, positive_int
+from .dense import Dense
 from .graph import Block, GraphBuilder, Value
 from .merge import Add, Concat
+from .norm import LayerNorm, RMSNorm
+from .pointwise import Dropout
 
-__all__ = ["Chain", "Parallel", "Residual"]
+__all__ = ["Chain", "Parallel", "Residual", "TransformerBlock"]
 
 
 def layers_of(given: Layer | Sequence[Layer], what: str) -> list[Layer]:
@@ -122,3 +127,72 @@ class Parallel(Block):
     def wire(self, graph: GraphBuilder, x: Value) -> Value:
         ends = [graph.chain(branch, x) for branch in self.branches]
         return graph.add(Concat(name="concat") if self.merge == "concat" else Add(name="add"), *ends)
+
+
+class TransformerBlock(Block):
+    """``h = x + attention(norm(x)); y = h + feed_forward(norm(h))``, with the norms first (Xiong et al., 2020).
+
+    Parameters
+    ----------
+    heads : int
+        Of the attention; they share the features.
+    hidden : int, optional
+        Units of the feed-forward layer; by default four times the features.
+    activation : str
+        Of the feed-forward layer.
+    causal : bool
+        Whether a step sees only those before it, and itself.
+    rotary : bool or float
+        Whether the attention turns queries and keys by their position; see :class:`MultiHeadAttention`.
+    norm : {"layer", "rms"}
+        :class:`LayerNorm` or :class:`RMSNorm`.
+    dropout : float
+        Share of the elements dropped at the end of both branches.
+    bias : bool
+        Whether products have a bias.
+    checkpoint : bool
+        As for :class:`Chain`.
+    name : str, optional
+        Name of the block in the model.
+
+    Notes
+    -----
+    Shapes: `x`, `y` (n, steps, features).
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        hidden: int | None = None,
+        *,
+        activation: str = "gelu",
+        causal: bool = False,
+        rotary: Any = False,
+        norm: str = "layer",
+        dropout: float = 0.0,
+        bias: bool = True,
+        checkpoint: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self.heads = positive_int(heads, "TransformerBlock: heads")
+        self.hidden = None if hidden is None else positive_int(hidden, "TransformerBlock: hidden")
+        if norm not in ("layer", "rms"):
+            raise ValueError(f"TransformerBlock: norm must be 'layer' or 'rms', got {norm!r}")
+        self.activation, self.causal, self.rotary, self.norm = activation, bool(causal), rotary, norm
+        self.dropout = Dropout(dropout).rate
+        self.bias = bool(bias)
+        self.checkpoint = bool(checkpoint)
+        self.name = name
+
+    def _branch(self, layers: list[Layer], name: str) -> Residual:
+        norm = LayerNorm() if self.norm == "layer" else RMSNorm()
+        return Residual([norm, *layers, *([Dropout(self.dropout)] if self.dropout else [])], name=name)
+
+    def wire(self, graph: GraphBuilder, x: Value) -> Value:
+        if len(x.shape) != 2:
+            raise ValueError(f"TransformerBlock takes inputs of shape (steps, features), got {x.shape}")
+        features = x.shape[-1]
+        attention = MultiHeadAttention(self.heads, causal=self.causal, rotary=self.rotary, bias=self.bias)
+        hidden = Dense(self.hidden or 4 * features, self.activation, bias=self.bias)
+        x = graph.add(self._branch([attention], "attention"), x)
+        return graph.add(self._branch([hidden, Dense(features, bias=self.bias)], "feed_forward"), x)

@@ -13,13 +13,13 @@ from ..window import Window
 from .base import BuildContext, Layer, Shape, positive_int
 from .windows import Padding, as_image, check_rank, out_sizes, padding_of, per_axis, spread, window_on
 
-__all__ = ["Conv1D", "Conv2D", "ConvolutionLayer", "DepthwiseConv2D"]
+__all__ = ["Conv1D", "Conv2D", "ConvolutionLayer", "DepthwiseConv2D", "PerGroup"]
 
 Sizes = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _PerGroup(initializers.Initializer):
+class PerGroup(initializers.Initializer):
     """Draws the kernel of each group on its own, since a unit of it connects to nothing else."""
 
     name: ClassVar[str] = "per_group"
@@ -88,7 +88,7 @@ class ConvolutionLayer(Layer):
         """Weights (\\*kernel_size, inputs, outputs), a bias and room for what the activation saves."""
         init = initializers.get(self.initializer or self.activation.initializer)
         if not isinstance(init, initializers.Custom) and (groups > 1 or transposed):
-            init = _PerGroup(init, groups, transposed)
+            init = PerGroup(init, groups, transposed)
         ctx.param("W", (*spread(self.kernel_size, self.axes), inputs, outputs), init)
         if self.bias:
             ctx.param("b", out_shape[-1:], self.bias_initializer)

@@ -6,7 +6,8 @@ from ..backends.base import Array, Backend
 from .base import BuildContext, Layer, Shape, rows
 
 
-def _check_eps(eps: float, who: str) -> float:
+def check_eps(eps: float, who: str) -> float:
+    """`eps` as a float, if it is positive; `who` is named where it is not."""
     if not eps > 0.0:
         raise ValueError(f"{who}: eps must be positive, got {eps}")
     return float(eps)
@@ -35,7 +36,7 @@ class LayerNorm(Layer):
     rstd: Array
 
     def __init__(self, eps: float = 1e-5, *, name: str | None = None) -> None:
-        self.eps = _check_eps(eps, "LayerNorm")
+        self.eps = check_eps(eps, "LayerNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
@@ -63,6 +64,49 @@ class LayerNorm(Layer):
             dgamma=self.dgamma,
             dbeta=self.dbeta,
         )
+
+
+class RMSNorm(Layer):
+    """``y = x / sqrt(mean(x**2) + eps) * gamma``, the mean of each row over the last axis.
+
+    Zhang, Sennrich: "Root mean square layer normalization" (2019).
+
+    Parameters
+    ----------
+    eps : float
+        Added to the mean of the squares.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x`, `y` (n, ..., m), `gamma` (m,).
+    """
+
+    replayable = True
+    needs_output = False
+    gamma: Array
+    dgamma: Array
+    rstd: Array
+
+    def __init__(self, eps: float = 1e-6, *, name: str | None = None) -> None:
+        self.eps = _check_eps(eps, "RMSNorm")
+        self.name = name
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        if not in_shape:
+            raise ValueError("RMSNorm needs at least one feature axis; the input rows are scalars")
+        ctx.param("gamma", in_shape[-1:], "ones", full=True)
+        # Declared as scratch of the forward pass as well: inference writes it, too
+        ctx.scratch("rstd", in_shape[:-1], full=True)
+        return in_shape
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        bk.rms_norm(rows(x), self.gamma, eps=self.eps, out=rows(y), rstd=self.rstd.reshape(-1))
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        into = None if dx is None else rows(dx)
+        bk.rms_norm_grad(rows(dy), rows(self.x), self.gamma, self.rstd.reshape(-1), dx=into, dgamma=self.dgamma)
 
 
 class BatchNorm(Layer):
@@ -97,7 +141,7 @@ class BatchNorm(Layer):
         if not 0.0 < momentum <= 1.0:
             raise ValueError(f"BatchNorm: momentum must be in (0, 1], got {momentum}")
         self.momentum = float(momentum)
-        self.eps = _check_eps(eps, "BatchNorm")
+        self.eps = check_eps(eps, "BatchNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:

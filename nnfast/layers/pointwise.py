@@ -6,7 +6,7 @@ from math import prod
 
 from .. import activations
 from ..backends.base import Array, Backend
-from .base import BuildContext, Layer, Shape
+from .base import BuildContext, Layer, Shape, pixels
 
 
 class Activation(Layer):
@@ -59,7 +59,7 @@ class Dropout(Layer):
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         rate = float(rate)
         if not 0.0 <= rate < 1.0:
-            raise ValueError(f"Dropout: rate must be in [0, 1), got {rate}")
+            raise ValueError(f"{type(self).__name__}: rate must be in [0, 1), got {rate}")
         self.rate = rate
         self.name = name
 
@@ -72,6 +72,37 @@ class Dropout(Layer):
 
     def is_view(self, training: bool) -> bool:
         return not training or self.rate == 0.0
+
+
+class SpatialDropout(Dropout):
+    """Zero each channel of a row as a whole with probability `rate` in training and scale the rest.
+
+    Neighbouring pixels, or steps, tell the same: to drop some of them alone would change little (Tompson et al.:
+    "Efficient object localization using convolutional networks", 2015).
+
+    Parameters
+    ----------
+    rate : float
+        Share of the channels that is dropped, in ``[0, 1)``.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x`, `y` (n, ..., channels).
+    """
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        if not in_shape:
+            raise ValueError("SpatialDropout needs at least one feature axis; the input rows are scalars")
+        return in_shape
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        bk.spatial_dropout(pixels(x), self.state, rate=self.rate, stream=self.stream, out=pixels(y))
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        if dx is not None:
+            bk.spatial_dropout(pixels(dy), self.state, rate=self.rate, stream=self.stream, out=pixels(dx))
 
 
 class Flatten(Layer):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import random
 from ..errors import NNFastError
+from ..layers.graph import Built
+from ..plan_layout import input_dtypes, readers_of_inputs
 
-__all__ = ["as_array", "check_finite", "check_inputs", "is_batches", "prefetch", "sample_weights", "split"]
+__all__ = ["as_array", "as_kind", "check_finite", "check_inputs", "is_batches", "prefetch", "sample_weights", "split"]
 
 _CHUNK_BYTES = 1 << 24
 
@@ -86,6 +88,36 @@ def check_finite(x: np.ndarray, what: str, dtype: Any = None) -> None:
             raise ValueError(f"{what} contains {value} at {where}; training needs numbers that are finite as {dtype}")
 
 
+def as_kind(x: Any, nodes: Sequence[Built], what: str, dtype: Any) -> Any:
+    """`x` as what a model's first layers take: numbers that are finite as `dtype`, or indices in range, as int64.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite, or what should be an index is not whole or out of range; the message names the place.
+    """
+    if input_dtypes(nodes, dtype)[0] != np.int64:
+        if not on_gpu(x):
+            check_finite(x, what, dtype)
+        return x
+    host = as_array(x, what) if on_gpu(x) else x
+    if host.dtype.kind == "f" and host.size:
+        whole = np.isfinite(host) & (np.floor(host) == host)
+        if not whole.all():
+            row, *place = np.argwhere(~whole)[0]
+            raise ValueError(f"{what} must hold indices: row {row} has {host[(row, *place)]}, which is not whole")
+    if host.dtype.kind != "i" or host.dtype.itemsize != 8:
+        host = host.astype(np.int64)
+    for layer in readers_of_inputs(nodes):
+        check = getattr(layer, "check_indices", None)
+        if check is not None:
+            try:
+                check(host)
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from None
+    return host if not on_gpu(x) or x.dtype != np.int64 else x
+
+
 def check_inputs(x: np.ndarray, in_shape: tuple[int, ...] | None, what: str = "X") -> None:
     """Check the shape of inputs against one row's shape, where the model has one."""
     if x.ndim < 2:
@@ -132,6 +164,8 @@ def sample_weights(
         if not weight.any():
             raise ValueError("sample_weight is zero for every row")
     if class_weight is not None:
+        if target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64):
+            raise ValueError("class_weight weighs rows by their class, but each row has a class for every step")
         labels = _classes_of(target)
         factors = _class_factors(class_weight, labels)
         weight = factors if weight is None else weight * factors

@@ -106,7 +106,8 @@ class Engine:
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
 
     def begin_epochs(self) -> None:
-        """Zero the sums and the count of the epochs that run next, and go to the first row."""
+        """Zero the sums and the count of the epochs that run next, and carried states, and go to the first row."""
+        self.plan.reset_states()
         self.backend.fill(self.plan.state[S.ROW : S.EPOCH_INDEX + 1], 0.0)
 
     def until_pause(self, steps: int) -> int:

@@ -89,7 +89,7 @@ def fit(
                 raise ValueError(f"class_weight={class_weight!r} needs arrays; beside an iterable, give a dict")
             batches = BatchSource(x, loss, class_weight, dtype, held)
             model.prepare(batches.in_shape, seed, dtype)
-            batches.expect(model.in_shape, model.out_shape)
+            batches.expect(model.built)
             source: Source = batches
         else:
             x, y = _checked_arrays(model, backend, x, y, held)
@@ -155,6 +155,5 @@ def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any, dtype: Any
         raise data.EmptyDataError("X has no rows: there is nothing to train on")
     if resident and x.dtype.kind == "f" and not bool(backend.xp.isfinite(x).all()):
         raise ValueError("X contains NaN or infinity; training needs finite numbers")
-    if not resident:
-        data.check_finite(x, "X", dtype)
-    return x, y
+    nodes = model.built if model.is_built else model.nodes(x.shape[1:])
+    return data.as_kind(x, nodes, "X", dtype), y

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import random
 from ..backends.base import Array
+from ..layers.graph import Built
 from ..losses import Loss
 from . import data
 from .engine import Engine
@@ -110,12 +111,12 @@ class ResidentSource(ArraySource):
     def attach(self, engine: Engine, keep_outputs: bool) -> None:
         super().attach(engine, keep_outputs)
         bk, params = engine.backend, engine.model.parameters
-        arrays: list[Array] = [bk.asarray(self.x, params.activations), bk.asarray(self.y)]
+        arrays: list[Array] = [bk.asarray(self.x, engine.plan.layout.x.dtype), bk.asarray(self.y)]
         if self.weight is not None:
             arrays.append(bk.asarray(self.weight, params.dtype))
         assert self.rows is not None
         assert self.steps is not None
-        if not keep_outputs:  # there is room for those of one epoch
+        if not keep_outputs and not engine.plan.carries:  # there is room for the outputs of one epoch
             self.at_once = max(1, min(engine.lr_steps // self.steps, _MOST_ORDERED // self.rows))
         self._order = bk.asarray(np.tile(np.arange(self.rows, dtype=np.int64), self.at_once))
         results = bk.empty((self.at_once, 3), np.float64)
@@ -248,9 +249,9 @@ class BatchSource(_FedSource):
         except TypeError:
             self.steps = None
 
-    def expect(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-        """Learn the model's shapes, which say what batches must look like and what targets become."""
-        self.in_shape, self.out_shape = in_shape, out_shape
+    def expect(self, nodes: Sequence[Built]) -> None:
+        """Learn the model's layers, which say what batches must look like and what targets become."""
+        self._nodes, self.in_shape, self.out_shape = nodes, nodes[0].in_shape, nodes[-1].out_shape
         _, y, _ = self._checked(self.first)
         self.target = (y.shape[1:], y.dtype)
 
@@ -258,7 +259,7 @@ class BatchSource(_FedSource):
         x, y, weight = data.unpack_batch(item)
         x, y = data.as_array(x, "x of a batch"), data.as_array(y, "y of a batch")
         data.check_inputs(x, self.in_shape, "x of a batch")
-        data.check_finite(x, "x of a batch", self._inputs)
+        x = data.as_kind(x, self._nodes, "x of a batch", self._inputs)
         if len(x) != len(y):
             raise ValueError(f"a batch has {len(x)} rows of x and {len(y)} of y")
         if len(x) > self.batch:

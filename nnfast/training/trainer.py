@@ -137,7 +137,8 @@ class Trainer:
             raise ValueError(f"the batch has {len(x)} rows, batch_size is {self.batch_size}")
         if self._engine is not None and (sample_weight is not None) != self._weighted:
             raise ValueError("either every step brings sample_weight, or none")
-        data.check_finite(x, "xb", self.backend.reduced(self.precision) or self.dtype)
+        nodes = self.model.built if self.model.is_built else self.model.nodes(x.shape[1:])
+        x = data.as_kind(x, nodes, "xb", self.backend.reduced(self.precision) or self.dtype)
         with self.model.unbuilt_on_error():
             self.model.prepare(x.shape[1:], self._seed, self.dtype)
             target = self.loss.targets(y, self.model.out_shape, self.dtype)
@@ -154,6 +155,11 @@ class Trainer:
             engine.check(state)
         engine.note(state)
         return float(state[S.LOSS])
+
+    def reset_states(self) -> None:
+        """Let stateful layers begin anew in the next step, as at the start of another text."""
+        if self._engine is not None:
+            self._engine.plan.reset_states()
 
     @property
     def steps(self) -> int:

@@ -36,7 +36,7 @@ class Validation:
             raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
         if len(x) == 0:
             raise data.EmptyDataError("the validation data have no rows")
-        data.check_finite(x, "validation X", inputs or dtype)
+        x = data.as_kind(x, model.built, "validation X", inputs or dtype)
         self.x, self.loss, self.metrics = x, loss, metrics
         self._resident: tuple[Any, ...] | None = None
         self.target = loss.targets(y, model.out_shape, dtype)
@@ -45,7 +45,7 @@ class Validation:
     def live_on(self, backend: Backend, inputs: Any) -> None:
         """Keep the data on a GPU, so that an evaluation brings only its outputs to the host, and those at its end."""
         if backend.xp is not np:
-            x = backend.asarray(self.x, inputs)
+            x = backend.asarray(self.x, self.x.dtype if self.x.dtype == np.int64 else inputs)
             self._resident = (x, *(None if a is None else backend.asarray(a) for a in (self.target, self.weight)))
 
     def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
@@ -72,7 +72,11 @@ def compute_metrics(
     metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, float]:
     """Each metric of predictions made from what the loss starts from."""
-    outputs = outputs.reshape(len(outputs), -1)
+    places = target.shape[1] if target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64) else 1
+    outputs = outputs.reshape(len(outputs) * places, -1)
+    if places > 1 or target.ndim == 3:  # a class for each step of a sequence
+        target = target.reshape(len(outputs), *target.shape[2:])
+        weight = None if weight is None else np.repeat(weight, places)
     if outputs.dtype.itemsize == 2:
         outputs = outputs.astype(np.float32)
     if isinstance(loss, Hinge):

@@ -1,0 +1,165 @@
+"""Layers that change the shape of images and sequences, and not what is in them."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import ClassVar
+
+from ..backends.base import Array, Backend
+from .base import BuildContext, Layer, Shape, integer
+from .windows import Padding, as_image, check_rank, padding_of, per_axis, spread, window_on
+
+__all__ = ["Reshape", "UpSampling1D", "UpSampling2D", "ZeroPadding1D", "ZeroPadding2D"]
+
+
+class Reshape(Layer):
+    """Each row gets another shape of the same size; the data stay where they are.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of a row of the output; one size may be -1, for what is left.
+    name : str, optional
+        Name of the layer in the model.
+    """
+
+    replayable = True
+    passes_mask = False
+
+    def __init__(self, shape: tuple[int, ...], *, name: str | None = None) -> None:
+        sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
+        self.shape = tuple(integer(n, "Reshape: sizes", -1) for n in sizes)
+        if 0 in self.shape or self.shape.count(-1) > 1:
+            raise ValueError(f"Reshape: sizes must be at least 1, and one of them may be -1, got {self.shape}")
+        self.name = name
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        size, known = prod(in_shape), prod(n for n in self.shape if n != -1)
+        if size % known or (-1 not in self.shape and size != known):
+            raise ValueError(f"Reshape: rows of shape {in_shape} have {size} elements, which do not make {self.shape}")
+        return tuple(size // known if n == -1 else n for n in self.shape)
+
+    def is_view(self, training: bool) -> bool:
+        return True
+
+
+class ZeroPadding2D(Layer):
+    """Zeros around each image.
+
+    Parameters
+    ----------
+    padding : int or tuple
+        Pixels on all sides, or for height and width each an integer or a pair ``(before, after)``.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x` (n, height, width, channels), `y` (n, above + height + below, left + width + right, channels).
+    """
+
+    replayable = True
+    passes_mask = False
+    axes: ClassVar[int] = 2
+
+    def __init__(self, padding: Padding = 1, *, name: str | None = None) -> None:
+        who = type(self).__name__
+        if isinstance(padding, str):
+            raise TypeError(f"{who}: padding must be an integer or a tuple, not {padding!r}")
+        self.padding = padding_of(padding, self.axes, who)
+        self.name = name
+
+    def _sides(self) -> tuple[tuple[int, int], ...]:
+        """What is added above and below, and on the left and on the right; of a sequence, nothing above."""
+        return window_on((1,) * self.axes, 1, padding=self.padding).padding
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        check_rank(in_shape, self.axes, type(self).__name__)
+        *spatial, channels = in_shape
+        sizes = (n + sum(sides) for n, sides in zip(spatial, self._sides()[-self.axes :], strict=True))
+        return (*sizes, channels)
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        (top, _), (left, _) = self._sides()
+        bk.pad(as_image(x), top, left, out=as_image(y))
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        if dx is not None:
+            (top, _), (left, _) = self._sides()
+            bk.crop(as_image(dy), top, left, out=as_image(dx))
+
+
+class ZeroPadding1D(ZeroPadding2D):
+    """Zeros before and after each sequence.
+
+    Parameters
+    ----------
+    padding : int or tuple of int
+        Steps on both sides, or ``(before, after)``.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x` (n, steps, channels), `y` (n, before + steps + after, channels).
+    """
+
+    axes = 1
+
+
+class UpSampling2D(Layer):
+    """Each pixel becomes a block of equal ones: ``y[n, i, j] = x[n, i // down, j // across]``.
+
+    Parameters
+    ----------
+    size : int or tuple of int
+        Height and width of the blocks.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x` (n, height, width, channels), `y` (n, height * down, width * across, channels).
+    """
+
+    replayable = True
+    passes_mask = False
+    axes: ClassVar[int] = 2
+
+    def __init__(self, size: int | tuple[int, ...] = 2, *, name: str | None = None) -> None:
+        self.size = per_axis(size, self.axes, f"{type(self).__name__}: size")
+        self.name = name
+
+    def _factors(self) -> tuple[int, int]:
+        down, across = (1, *spread(self.size, self.axes))[-2:]
+        return down, across
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        check_rank(in_shape, self.axes, type(self).__name__)
+        *spatial, channels = in_shape
+        return (*(n * factor for n, factor in zip(spatial, spread(self.size, self.axes), strict=True)), channels)
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        bk.upsample(as_image(x), self._factors(), out=as_image(y))
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        if dx is not None:
+            bk.upsample_grad(as_image(dy), self._factors(), dx=as_image(dx))
+
+
+class UpSampling1D(UpSampling2D):
+    """Each step becomes several equal ones: ``y[n, t] = x[n, t // size]``.
+
+    Parameters
+    ----------
+    size : int
+        How many.
+    name : str, optional
+        Name of the layer in the model.
+
+    Notes
+    -----
+    Shapes: `x` (n, steps, channels), `y` (n, steps * size, channels).
+    """
+
+    axes = 1
