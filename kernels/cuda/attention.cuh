@@ -84,18 +84,17 @@ __device__ inline void scores(wide<T> (&x)[M][M], const Rows<T>& a, int a0, cons
         __syncthreads();
 #pragma unroll 1
         for (int k = 0; k < S::DEPTH; k += N) {
-            Values<W, N> of_a[M], of_b[M];
+            Values<W, N> of_b[M];
+#pragma unroll
+            for (int j = 0; j < M; j++) of_b[j] = load<N>(right + (tx + 16 * j) * S::PITCH + k);
 #pragma unroll
             for (int i = 0; i < M; i++) {
-                of_a[i] = load<N>(chunk + (ty + 16 * i) * S::PITCH + k);
-                of_b[i] = load<N>(right + (tx + 16 * i) * S::PITCH + k);
+                const Values<W, N> of_a = load<N>(chunk + (ty + 16 * i) * S::PITCH + k);
+#pragma unroll
+                for (int e = 0; e < N; e++)
+#pragma unroll
+                    for (int j = 0; j < M; j++) x[i][j] += of_a.v[e] * of_b[j].v[e];
             }
-#pragma unroll
-            for (int e = 0; e < N; e++)
-#pragma unroll
-                for (int i = 0; i < M; i++)
-#pragma unroll
-                    for (int j = 0; j < M; j++) x[i][j] += of_a[i].v[e] * of_b[j].v[e];
         }
     }
 }

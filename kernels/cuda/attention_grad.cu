@@ -127,24 +127,28 @@ attention_dkv(const T* dy, const T* q, const T* k, const T* v, const void* mask,
     from = from < 0 ? 0 : from / S::R * S::R;
 #pragma unroll 1
     for (int first = from; first < steps; first += S::R) {
-        W x[M][M], dx[M][M];
+        W x[M][M];
         scores<T>(x, of_keys, tile.row, queries, first, shared.chunk);
-        scores<T>(dx, values, tile.row, slopes, first, shared.chunk);
 #pragma unroll
         for (int j = 0; j < M; j++) {
             const int query = first + tx + 16 * j, end = sight.end(query);
             const W of_lse = query < steps ? lse[of_rows + query] : W(0);
-            const W of_delta = query < steps ? delta[of_rows + query] : W(0);
 #pragma unroll
-            for (int i = 0; i < M; i++) {
-                x[i][j] = number[i] < end ? weight_of(x[i][j] * W(scale), of_lse) : W(0);
-                dx[i][j] = x[i][j] * (dx[i][j] - of_delta);
-            }
+            for (int i = 0; i < M; i++) x[i][j] = number[i] < end ? weight_of(x[i][j] * W(scale), of_lse) : W(0);
         }
         put<T>(shared.weights, x);
         accumulate<C, T>(of_values_sum, shared.weights, slopes, first, column, shared.chunk);
-        __syncthreads();  // the weights have been read
-        put<T>(shared.weights, dx);
+        // The weights stay there, not in registers, until each thread takes its own back
+        scores<T>(x, values, tile.row, slopes, first, shared.chunk);
+#pragma unroll
+        for (int j = 0; j < M; j++) {
+            const int query = first + tx + 16 * j;
+            const W of_delta = query < steps ? delta[of_rows + query] : W(0);
+#pragma unroll
+            for (int i = 0; i < M; i++)
+                x[i][j] = shared.weights[(ty + 16 * i) * S::WIDTH + tx + 16 * j] * (x[i][j] - of_delta);
+        }
+        put<T>(shared.weights, x);
         accumulate<C, T>(of_keys_sum, shared.weights, queries, first, column, shared.chunk);
     }
     write_rows<C, T>(dk + tile.sequence * dk_sequence + start, dk_row, keys, tile.row, column, d, of_keys_sum,

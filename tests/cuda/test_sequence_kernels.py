@@ -250,6 +250,7 @@ ATTENTION = {
     "odd": ((2, 67, 70, 2, 5), True, True, True, 1, False),
     "packed": ((2, 70, 66, 1, 32), True, False, False, 0, True),
     "fewer keys": ((1, 70, 9, 2, 16), False, True, False, 0, True),
+    "as many keys": ((1, 70, 70, 1, 16), False, True, False, 0, True),
     "more keys": ((1, 9, 130, 1, 72), False, True, True, 0, True),
     "wide": ((1, 5, 66, 1, 136), False, True, True, 0, False),
     "beside": ((3, 7, 9, 2, 72), True, True, True, 0, True),
@@ -343,8 +344,8 @@ class Everything:
         results = {}
         for kind, data in self.data.items():
             results |= {f"{kind} {name}": x for name, x in recurrent(self.side, kind, data, True).items()}
-        for d in (5, 8, 72):
-            found = attention(self.side, attention_data(2, 67, 9, 2, d, True), 2, True, True)
+        for d, steps in ((5, 9), (8, 67), (72, 67)):  # several tiles of both
+            found = attention(self.side, attention_data(2, steps, 70, 1, d, True), 1, True, True)
             results |= {f"attention {d} {name}": x for name, x in found.items()}
         x, out = self.side(np.ones((2, 3, 8))), self.side.out(2, 3, 8)
         self.side.bk.rotary(x, heads=2, base=100.0, out=out)
