@@ -14,9 +14,9 @@ _LAYERS = (
     "Activation", "Add", "AvgPool1D", "AvgPool2D", "BatchNorm", "Block", "Chain", "Concat", "Conv1D", "Conv2D",
     "Conv2DTranspose", "CrossAttention", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Flatten",
     "GlobalAvgPool1D", "GlobalAvgPool2D", "GlobalMaxPool1D", "GlobalMaxPool2D", "GroupNorm", "Layer", "LayerNorm",
-    "Masking", "MaxPool1D", "MaxPool2D", "MultiHeadAttention", "Parallel", "PerGroup", "PositionalEmbedding",
-    "RMSNorm", "Reshape", "Residual", "SpatialDropout", "TransformerBlock", "UpSampling1D", "UpSampling2D",
-    "ZeroPadding1D", "ZeroPadding2D",
+    "Masking", "MaxPool1D", "MaxPool2D", "MultiHeadAttention", "Parallel", "PositionalEmbedding", "RMSNorm",
+    "Reshape", "Residual", "SpatialDropout", "TransformerBlock", "UpSampling1D", "UpSampling2D", "ZeroPadding1D",
+    "ZeroPadding2D",
 )  # fmt: skip
 
 # name -> module that defines it

@@ -1,7 +1,7 @@
 // Convolution as a product of matrices whose left factor is gathered from the image while it is multiplied: a row for
-// each pixel of the result, a column for each place of the window and channel. The gradient with respect to the image is
-// the same over the result's gradient, by the phases of the stride. That with respect to the weights sums over pixels,
-// which are shared out to blocks and added up in order.
+// each pixel of the result, a column for each place of the window and channel. The gradient with respect to the image
+// is the same over the result's gradient, by the phases of the stride. That with respect to the weights sums over
+// pixels, which are shared out to blocks and added up in order.
 #include "activations.cuh"
 #include "images.cuh"
 #include "product.cuh"
@@ -49,12 +49,12 @@ struct Column {
 // What a row of the gathered factor is: a pixel of the result, and of the source the place 0 of its window
 struct Row {
     index_t image, pixel;  // the first element of the source's image; the result's pixel, or -1
-    int down, across;
+    int down, across;      // far outside where there is no pixel
 };
 
 // result = f(source * weights + bias), saved = what f is given; both pixels x groups * result_channels. The source has
-// groups * channels, the weights are (places, channels, groups * result_channels). bias and saved may be null. backward:
-// the window lies over the result, not the source.
+// groups * channels, the weights are (places, channels, groups * result_channels). bias and saved may be null.
+// backward: the window lies over the result, not the source.
 template <typename T, int ROWS, int COLUMNS>
 __global__ void __launch_bounds__(256, TILE_BLOCKS(ROWS, COLUMNS))
 conv(const T* source, const T* weights, const T* bias, T* saved, T* result, index_t n, index_t groups,
@@ -85,7 +85,7 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
     const index_t total = groups * channels, result_total = groups * result_channels;
 
     for (int i = threadIdx.x; i < ROWS; i += TILE_THREADS) {
-        Row row = {0, -1, 0, 0};
+        Row row = {0, -1, -(1 << 30), 0};
         if (first_row + i < n * lines * line) {
             const PixelPack at(first_row + i, lines, line, 1);
             row.image = at.image * source_height * source_width * total + group * channels;
@@ -106,12 +106,13 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
     const bool left_packed = channels % PACK == 0 && aligned16(source);
     const bool right_packed = result_channels % PACK == 0 && aligned16(weights);
     const bool all_places = down.count == axis_down.taps && across.count == axis_across.taps;
-    const int depth = down.count * across.count * (int)channels;
+    const int depth = down.count * across.count * (int)channels, columns_left = (int)(result_channels - first_column);
+    const T* own_weights = weights + group * result_channels + first_column;
     Column column(own_pack, across, (int)channels);
 
     const auto element = [&](const Row& row, const Column& at) -> const T* {
         const int y = row.down + at.down * down.step, x = row.across + at.across * across.step;
-        const bool inside = row.pixel >= 0 && (unsigned)y < (unsigned)source_height && (unsigned)x < (unsigned)source_width;
+        const bool inside = (unsigned)y < (unsigned)source_height && (unsigned)x < (unsigned)source_width;
         return inside ? source + row.image + ((index_t)y * source_width + x) * total + at.channel : nullptr;
     };
     const auto fetch = [&](int chunk, T* left, T* right) {
@@ -137,15 +138,14 @@ conv(const T* source, const T* weights, const T* bias, T* saved, T* result, inde
 #pragma unroll
         for (int i = threadIdx.x; i < Tiles::CHUNK * COLUMNS / PACK; i += TILE_THREADS) {
             const int row = i / (COLUMNS / PACK), to = i % (COLUMNS / PACK) * PACK;
-            index_t from = first + row;
-            if (!all_places && from < depth) {
-                const Column at((int)from, across, (int)channels);
-                from = ((down.first + down.every * at.down) * axis_across.taps + across.first + across.every * at.across)
-                        * channels
-                    + at.channel;
+            int from = first + row;
+            const int left_over = from < depth ? columns_left - to : 0;
+            if (!all_places && left_over > 0) {
+                const Column at(from, across, (int)channels);
+                const int taken = down.first + down.every * at.down, beside = across.first + across.every * at.across;
+                from = (taken * axis_across.taps + beside) * (int)channels + at.channel;
             }
-            const index_t left_over = first + row < depth ? result_channels - first_column - to : 0;
-            const T* at = left_over > 0 ? weights + from * result_total + group * result_channels + first_column + to : weights;
+            const T* at = left_over > 0 ? own_weights + from * result_total + to : weights;
             fetch_pack(right + row * Tiles::RIGHT_PITCH + to, at, left_over, right_packed);
         }
     };
@@ -203,6 +203,8 @@ conv_weights(const T* dy, const T* x, wide<T>* sums, index_t n, index_t groups, 
 
     const bool left_packed = channels % PACK == 0 && aligned16(x);
     const bool right_packed = result_channels % PACK == 0 && aligned16(dy);
+    const int columns_left = (int)(result_channels - first_column);
+    const T* own_dy = dy + group * result_channels + first_column;
     const auto fetch = [&](int chunk, T* left, T* right) {
         const index_t first = first_pixel + (index_t)chunk * Tiles::CHUNK;
 #pragma unroll
@@ -214,7 +216,8 @@ conv_weights(const T* dy, const T* x, wide<T>* sums, index_t n, index_t groups, 
             const T* image = x + at.image * axis_down.image * axis_across.image * total + group * channels;
             const auto element = [&](int tap) -> const T* {
                 const int line = y + tap_down[tap], place = z + tap_across[tap];
-                if (!there || tap_channel[tap] < 0 || !axis_down.inside(line) || !axis_across.inside(place)) return nullptr;
+                if (!there || tap_channel[tap] < 0) return nullptr;
+                if (!axis_down.inside(line) || !axis_across.inside(place)) return nullptr;
                 return image + ((index_t)line * axis_across.image + place) * total + tap_channel[tap];
             };
             T* target = left + row * Tiles::LEFT_PITCH + to;
@@ -232,8 +235,8 @@ conv_weights(const T* dy, const T* x, wide<T>* sums, index_t n, index_t groups, 
 #pragma unroll
         for (int i = threadIdx.x; i < Tiles::CHUNK * COLUMNS / PACK; i += TILE_THREADS) {
             const int row = i / (COLUMNS / PACK), to = i % (COLUMNS / PACK) * PACK;
-            const index_t left_over = first + row < end ? result_channels - first_column - to : 0;
-            const T* at = left_over > 0 ? dy + (first + row) * result_total + group * result_channels + first_column + to : dy;
+            const int left_over = first + row < end ? columns_left - to : 0;
+            const T* at = left_over > 0 ? own_dy + (first + row) * result_total + to : dy;
             fetch_pack(right + row * Tiles::RIGHT_PITCH + to, at, left_over, right_packed);
         }
     };

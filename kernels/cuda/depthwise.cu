@@ -1,5 +1,5 @@
-// Convolution of each channel by itself. Result channel o sees the channel o / multiplier. A gradient is gathered by what
-// it belongs to: the pixel, or the weight.
+// Convolution of each channel by itself. Result channel o sees the channel o / multiplier. A gradient is gathered by
+// what it belongs to: the pixel, or the weight.
 #include "activations.cuh"
 #include "columns.cuh"
 #include "images.cuh"

@@ -2,8 +2,8 @@
 #include "images.cuh"
 #include "units.cuh"
 
-// out[:, i, j] = x[:, (i + down) / tall, (j + across) / broad], and 0 where that lies outside: a border, a part, or each
-// pixel several times. `units` are those of a pixel.
+// out[:, i, j] = x[:, (i + down) / tall, (j + across) / broad], and 0 where that lies outside: a border, a part, or
+// each pixel several times. `units` are those of a pixel.
 template <class U>
 __global__ void __launch_bounds__(256)
 resample(const void* x, void* out, index_t n, index_t height, index_t width, index_t result_height,
@@ -17,7 +17,8 @@ resample(const void* x, void* out, index_t n, index_t height, index_t width, ind
         if (row >= 0 && column >= 0) {
             row = quotient(row, tall);
             column = quotient(column, broad);
-            if (row < height && column < width) v = from[((at.image * height + row) * width + column) * units + at.pack];
+            if (row < height && column < width)
+                v = from[((at.image * height + row) * width + column) * units + at.pack];
         }
         to[i] = v;
     }

@@ -8,7 +8,8 @@ struct Axis {
     int stride, pad, step;  // from window to window; before the first pixel; from place to place
 
     __device__ Axis(index_t image, index_t result, index_t taps, index_t stride, index_t pad, index_t step)
-        : image((int)image), result((int)result), taps((int)taps), stride((int)stride), pad((int)pad), step((int)step) {}
+        : image((int)image), result((int)result), taps((int)taps), stride((int)stride), pad((int)pad),
+          step((int)step) {}
 
     // The pixel at place r of window i, which may lie outside
     __device__ int pixel(int i, int r) const { return i * stride + r * step - pad; }

@@ -107,7 +107,10 @@ _TYPES_RNN = tuple((t, act) for t in SCALARS.values() for act in ("Tanh", "Relu"
 _TYPES_WIDTHS = tuple((SCALARS[c], str(width)) for c, widths in WIDTHS.items() for width in widths)
 _HALF_WIDTHS = tuple((SCALARS[c], str(width)) for c in HALVES for width in TENSOR_WIDTHS)
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
-_TYPES_TILES = tuple((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]])
+_TYPES_TILES = (
+    *((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]]),
+    *(("tf32", *map(str, tile)) for tile in TILES["f"]),
+)
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments

@@ -3,7 +3,8 @@
 #include "images.cuh"
 
 template <int N, typename T>
-__device__ inline void max_pool_packed(const T* x, T* out, index_t n, index_t c, const Axis& rows, const Axis& columns) {
+__device__ inline void max_pool_packed(const T* x, T* out, index_t n, index_t c, const Axis& rows,
+                                       const Axis& columns) {
     using W = wide<T>;
     const index_t packs = c / N;
     GRID_STRIDE(i, n * rows.result * columns.result * packs) {

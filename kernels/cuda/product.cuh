@@ -1,8 +1,8 @@
 // The product of two tiles in shared memory, a block of 256 threads together: ROWS x COLUMNS sums in registers.
 //
-// The right factor lies as [k][column]. The left one lies as [row][k], or, where it is DOWN, as [k][row]; a chunk has 64
-// bytes of k. Rows of shared memory have 16 bytes more than they need, so that eight of them below one another lie in
-// different banks.
+// The right factor lies as [k][column]. The left one lies as [row][k], or, where it is DOWN, as [k][row]; a chunk has
+// 64 bytes of k. Rows of shared memory have 16 or 32 bytes more than they need, so that what a warp reads below one
+// another lies in different banks.
 #include "tensor.cuh"
 
 constexpr int TILE_THREADS = 256;
@@ -17,7 +17,8 @@ constexpr int TILE_THREADS = 256;
 template <typename T, int ROWS, int COLUMNS, bool DOWN>
 struct Layout {
     static constexpr int PACK = Pack<T>::N, CHUNK = 4 * PACK;
-    static constexpr int LEFT_PITCH = (DOWN ? ROWS : CHUNK) + PACK, RIGHT_PITCH = COLUMNS + PACK;
+    static constexpr int GAP = is_rounded<T> ? 2 * PACK : PACK;
+    static constexpr int LEFT_PITCH = DOWN ? ROWS + GAP : CHUNK + PACK, RIGHT_PITCH = COLUMNS + GAP;
     static constexpr int LEFT = (DOWN ? CHUNK : ROWS) * LEFT_PITCH, RIGHT = CHUNK * RIGHT_PITCH;
     static constexpr int STAGE = (LEFT + RIGHT) * (int)sizeof(T);  // bytes of both
     static constexpr int STAGES = STAGE > 14 * 1024 ? 2 : 3;
@@ -94,7 +95,7 @@ struct Product {
     }
 };
 
-// By tensor cores: 16 bits, summed up in float. Each warp has a part of the tile, in blocks of 16 x 8.
+// By tensor cores, summed up in float. Each warp has a part of the tile, in blocks of 16 x 8.
 template <typename T, int ROWS, int COLUMNS, bool DOWN>
 struct TensorProduct {
     using Tiles = Layout<T, ROWS, COLUMNS, DOWN>;
@@ -117,23 +118,47 @@ struct TensorProduct {
 
     __device__ void add(const T* left, const T* right) {
         const int lane = threadIdx.x & 31, eighth = lane & 7, odd = lane >> 3 & 1, upper = lane >> 4;
+        constexpr int DEPTH = 32 / (int)sizeof(T);  // of k, in one instruction: half of it lies in 16 bytes
 #pragma unroll
-        for (int k = 0; k < Tiles::CHUNK; k += 16) {
+        for (int k = 0; k < Tiles::CHUNK; k += DEPTH) {
             unsigned a[DEEP][4], b[WIDE][2];
 #pragma unroll
             for (int i = 0; i < DEEP; i++) {
-                const int row = first_row() + 16 * i + 8 * odd, at = k + 8 * upper;
-                if (DOWN)
-                    load_matrices<true>(a[i], left + (at + eighth) * Tiles::LEFT_PITCH + row);
+                const int row = first_row() + 16 * i, at = k + DEPTH / 2 * upper;
+                if (!DOWN)
+                    load_matrices<false>(a[i], left + (row + 8 * odd + eighth) * Tiles::LEFT_PITCH + at);
+                else if constexpr (!is_rounded<T>)
+                    load_matrices<true>(a[i], left + (at + eighth) * Tiles::LEFT_PITCH + row + 8 * odd);
                 else
-                    load_matrices<false>(a[i], left + (row + eighth) * Tiles::LEFT_PITCH + at);
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        const int depth = k + 4 * (e >> 1) + lane % 4;
+                        a[i][e] = left[depth * Tiles::LEFT_PITCH + row + 8 * (e & 1) + lane / 4].bits();
+                    }
             }
 #pragma unroll
             for (int j = 0; j < WIDE; j += 2) {
                 unsigned both[4];
-                const int column = first_column() + 8 * (j + upper);
-                load_matrices<true>(both, right + (k + 8 * odd + eighth) * Tiles::RIGHT_PITCH + column);
+                const int column = first_column() + 8 * j;
+                if constexpr (!is_rounded<T>)
+                    load_matrices<true>(both, right + (k + 8 * odd + eighth) * Tiles::RIGHT_PITCH + column + 8 * upper);
+                else
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        const int depth = k + 4 * (e & 1) + lane % 4;
+                        both[e] = right[depth * Tiles::RIGHT_PITCH + column + 8 * (e >> 1) + lane / 4].bits();
+                    }
                 b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
+            }
+            if constexpr (is_rounded<T>) {
+#pragma unroll
+                for (int i = 0; i < DEEP; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) a[i][e] = round_tf32(a[i][e]);
+#pragma unroll
+                for (int j = 0; j < WIDE; j++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) b[j][e] = round_tf32(b[j][e]);
             }
 #pragma unroll
             for (int i = 0; i < DEEP; i++)
@@ -151,8 +176,8 @@ struct TensorProduct {
             for (int j = 0; j < WIDE; j++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    f(first_row() + 16 * i + (lane >> 2) + 8 * (e >> 1), first_column() + 8 * j + 2 * (lane & 3) + (e & 1),
-                      sum[i][j][e]);
+                    f(first_row() + 16 * i + (lane >> 2) + 8 * (e >> 1),
+                      first_column() + 8 * j + 2 * (lane & 3) + (e & 1), sum[i][j][e]);
     }
 };
 
@@ -160,6 +185,8 @@ template <int ROWS, int COLUMNS, bool DOWN>
 struct Product<f16, ROWS, COLUMNS, DOWN> : TensorProduct<f16, ROWS, COLUMNS, DOWN> {};
 template <int ROWS, int COLUMNS, bool DOWN>
 struct Product<bf16, ROWS, COLUMNS, DOWN> : TensorProduct<bf16, ROWS, COLUMNS, DOWN> {};
+template <int ROWS, int COLUMNS, bool DOWN>
+struct Product<tf32, ROWS, COLUMNS, DOWN> : TensorProduct<tf32, ROWS, COLUMNS, DOWN> {};
 
 // Shared memory of a product: the stages of its factors, then the sums, a few rows at a time
 template <typename T, int ROWS, int COLUMNS, bool DOWN>
@@ -226,7 +253,7 @@ __device__ inline void each_run(const Product<T, ROWS, COLUMNS, DOWN>& product,
 
 // N neighbouring elements to shared memory, zeros where there are none: from[i] for i < left
 template <typename T>
-__device__ inline void fetch_pack(T* to, const T* from, index_t left, bool packed) {
+__device__ inline void fetch_pack(T* to, const T* from, int left, bool packed) {
     if (packed) return copy16(to, from, left > 0);
 #pragma unroll
     for (int i = 0; i < Pack<T>::N; i++) to[i] = i < left ? from[i] : T(0);

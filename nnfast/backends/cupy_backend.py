@@ -25,8 +25,8 @@ from .cupy_conv import CudaConv
 from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
 from .cupy_linear import CudaLinear
-from .cupy_products import CudaProducts
 from .cupy_norms import CudaNorms
+from .cupy_products import CudaProducts
 from .cupy_recurrent import CudaRecurrent
 from .cupy_spatial import CudaSpatial
 from .cupy_steps import CudaSteps

@@ -31,6 +31,10 @@ class CudaConv:
     """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
 
     _kernels: loader.Kernels
+    _cupy: Any
+    _index: int
+    _recording: Any
+    _rounds: bool | None = None
     _launch: Any
     _type: Any
     _rows: Any
@@ -177,7 +181,15 @@ class CudaConv:
         grid = (-(-pixels // rows) * -(-out_channels // columns), 1, groups * phases)
         counts = (len(source), groups, channels, out_channels, backward)
         arguments = (source, W, b, saved, out, *counts, number, alpha, *numbers)
-        self._launch("conv", "conv", (t, str(rows), str(columns)), (grid, (256,)), *arguments)
+        self._launch("conv", "conv", (self._multiplied(t), str(rows), str(columns)), (grid, (256,)), *arguments)
+
+    def _multiplied(self, t: str) -> str:
+        """What products are made in: float32 is rounded where the plan allows it and the GPU is the faster for it."""
+        if t != "float" or not self._recording.rounding:
+            return t
+        if self._rounds is None:  # the device is asked once
+            self._rounds = self._cupy.cuda.runtime.getDeviceProperties(self._index)["major"] >= 8
+        return "tf32" if self._rounds else t
 
     def _tile(self, char: str, rows: int, columns: int, times: int) -> tuple[int, int]:
         """Rows and columns of a tile: as large as still fill the device, and not much wider than what there is."""
@@ -234,7 +246,8 @@ class CudaConv:
             (sums,) = self._chunk_sums(chunks, dW)
             arguments = (dy, x, sums, n, groups, channels, out_channels, per_chunk, *numbers)
             grid = (tiles, chunks, groups)
-            self._launch("conv", "conv_weights", (t, str(rows), str(columns)), (grid, (256,)), *arguments)
+            kinds = (self._multiplied(t), str(rows), str(columns))
+            self._launch("conv", "conv_weights", kinds, (grid, (256,)), *arguments)
         self._finish_chunks(chunks, (sums, dW))
 
 

@@ -3,7 +3,7 @@
 from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
 from .blocks import Chain, Parallel, Residual, TransformerBlock
-from .convolution import Conv1D, Conv2D, DepthwiseConv2D, PerGroup
+from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
 from .embedding import Embedding, Masking
 from .graph import Block
@@ -56,7 +56,6 @@ __all__ = [
     "MaxPool2D",
     "MultiHeadAttention",
     "Parallel",
-    "PerGroup",
     "PositionalEmbedding",
     "RMSNorm",
     "Reshape",

@@ -25,6 +25,7 @@ struct Dim3 {
 };
 struct f16;  // of half.cuh
 struct bf16;
+struct tf32;  // of tensor.cuh
 inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
@@ -187,7 +188,7 @@ inline void full(unsigned mask) {
 template <typename T>
 const char* letter() {
     if constexpr (std::is_void_v<T>) return "v";
-    else if constexpr (std::is_same_v<T, float>) return "f";
+    else if constexpr (std::is_same_v<T, float> || std::is_same_v<T, tf32>) return "f";
     else if constexpr (std::is_same_v<T, double>) return "d";
     else if constexpr (std::is_same_v<T, f16>) return "e";
     else if constexpr (std::is_same_v<T, bf16>) return "E";
