@@ -263,6 +263,8 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return ballot;
 }
 
+inline void sincospi(double x, double* s, double* c) { sincos(3.14159265358979323846 * x, s, c); }
+
 inline int __ffs(int v) { return __builtin_ffs(v); }
 
 inline unsigned __float_as_uint(float v) {
