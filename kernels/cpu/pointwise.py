@@ -41,6 +41,24 @@ def add(I, F, task):
             out[i] = x[i] + y[i]
 
 
+def multiply(I, F, task):
+    """``out = factor * x``, times y where it is given; I: x, y or 0, out, size, chunk; F: factor."""
+    first = task * I[4]
+    size = min(I[4], I[3] - first)
+    at, factor = first * T_SIZE, T(F[0])
+    x, out = ptr(I[0] + at), ptr(I[2] + at)
+    if I[1] == 0 and I[2] == I[0]:
+        for i in range(size):
+            out[i] *= factor
+    elif I[1] == 0:
+        for i in range(size):
+            out[i] = x[i] * factor
+    else:
+        y = ptr(I[1] + at)
+        for i in range(size):
+            out[i] = x[i] * y[i]
+
+
 def fill(I, F, task):
     """I: out, size, chunk; F: value."""
     first = task * I[2]
@@ -155,6 +173,12 @@ def _call(
 def add_call(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> Call:
     """``out = x + y``; `out` may be either."""
     return _call(add, out.dtype, out.size, (x.ctypes.data, y.ctypes.data, out.ctypes.data), (), [0.0], (x, y, out))
+
+
+def multiply_call(x: np.ndarray, y: np.ndarray | None, factor: float, out: np.ndarray) -> Call:
+    """``out = x * y``, or ``factor * x`` where `y` is ``None``; `out` may be either."""
+    head = (x.ctypes.data, 0 if y is None else y.ctypes.data, out.ctypes.data)
+    return _call(multiply, out.dtype, out.size, head, (), [factor], (x, y, out))
 
 
 def fill_call(out: np.ndarray, value: float) -> Call:

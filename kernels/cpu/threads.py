@@ -34,6 +34,11 @@ def count() -> int:
     return int(_pool._get_num_threads())  # numba.get_num_threads() without its two locks
 
 
+def most() -> int:
+    """Threads that kernels may ever use: unlike :func:`count`, the same at any time."""
+    return int(_numba_config.NUMBA_NUM_THREADS)
+
+
 @once
 def find_tbb() -> None:
     """Load the PyPI package ``tbb``'s library, where it is, so that Numba finds it."""

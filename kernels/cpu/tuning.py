@@ -90,6 +90,12 @@ UPDATE_SHARE = 50
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 256
 # Tasks of attention for each thread: with a causal mask some are longer than others
 ATTENTION_TASKS = 4
+# Rows that go through a recurrent layer's steps together: whole tiles of a product, and few enough that a step's gates
+# stay in the second-level cache
+SEQUENCE_ROWS = 96
+# Rows of all its steps that are multiplied with the inputs' weights at once, and so many bytes of gates at most
+SEQUENCE_BLOCK_ROWS = 256
+SEQUENCE_BLOCK_BYTES = L2 // 2
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,20 @@ def row_tiles(rows: int, threads: int) -> Tiles:
     each = -(-rows // (tasks * 4)) * 4
     per_task = -(-each // TILE_ROWS)
     return Tiles(rows, max(1, min(rows, -(-each // (per_task * 4)) * 4)), per_task)
+
+
+def sequence_tiles(rows: int, threads: int) -> Tiles:
+    """Tiles of the rows of a recurrent layer; 4 rows take a product no longer than one."""
+    tasks = max(1, min(threads, -(-rows // 4)))
+    each = -(-rows // tasks)
+    per_task = -(-each // SEQUENCE_ROWS)
+    return Tiles(rows, min(rows, -(-each // (per_task * 4)) * 4), per_task)
+
+
+def sequence_block(steps: int, tile: int, row_bytes: int) -> int:
+    """Steps of a recurrent layer whose inputs are multiplied at once; a step's gates are so many bytes a row."""
+    rows = min(SEQUENCE_BLOCK_ROWS, SEQUENCE_BLOCK_BYTES // row_bytes)
+    return max(1, min(steps, rows // tile))
 
 
 def product_rows(rows: int, threads: int) -> Tiles:

@@ -11,11 +11,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from .. import activations
+from ..activations import Activation
+
 if TYPE_CHECKING:
-    from ..activations import Activation
     from .base import Array
 
-__all__ = ["RecurrentOperations"]
+__all__ = ["RecurrentOperations", "cell_activation"]
+
+
+def cell_activation(act: str | Activation, who: str = "rnn") -> Activation:
+    """The activation of :meth:`RecurrentOperations.rnn`.
+
+    Raises
+    ------
+    ValueError
+        If it is neither tanh nor relu.
+    """
+    act = activations.get(act)
+    if act.name not in ("tanh", "relu"):
+        raise ValueError(f"{who}: the activation must be tanh or relu, got {str(act)!r}")
+    return act
 
 
 class RecurrentOperations(ABC):
@@ -134,8 +150,9 @@ class RecurrentOperations(ABC):
 
         ``i, f, o = sigmoid(...)``, ``g = tanh(...)`` of ``x W + h U + b``; ``c_t = f c + i g``;
         ``h_t = o tanh(c_t)``. `x` (n, t, k), `W` (k, 4 h), `U` (h, 4 h), `b` (4 h,), `h0`, `c0`, `last_cell` (n, h),
-        `y`, `cells` (n, t, h): states and cells; `gates` (n, t, 4 h), in a form that is the backend's own. `cells` and
-        `gates` are for the gradient, ``None`` outside training; `last_cell`, where given, is written.
+        `y` (n, t, h): all states. `cells` (n, t, h) and `gates` (n, t, 4 h) are left for the gradient, in a form that
+        is the backend's own; ``None`` outside training. `last_cell`, where given, is written; it may be
+        `c0`.
         """
 
     @abstractmethod
@@ -161,3 +178,7 @@ class RecurrentOperations(ABC):
         dc0: Array | None = None,
     ) -> None:
         """Gradients of :meth:`lstm`; `dy` as in :meth:`rnn_grad`. `gates` is used up."""
+
+    @abstractmethod
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> None:
+        """``out = x * y``, of one shape, or with a number; `out` may be `x` or `y`. It merges two directions."""

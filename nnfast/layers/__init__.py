@@ -2,6 +2,7 @@
 
 from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
+from .bidirectional import Bidirectional
 from .blocks import Chain, Parallel, Residual, TransformerBlock
 from .convolution import Conv1D, Conv2D, DepthwiseConv2D, PerGroup
 from .dense import Dense
@@ -23,14 +24,18 @@ from .pooling import (
     MaxPool2D,
 )
 from .positions import PositionalEmbedding
+from .recurrent import GRU, LSTM, SimpleRNN
 from .transposed_convolution import Conv2DTranspose
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "AvgPool1D",
     "AvgPool2D",
     "BatchNorm",
+    "Bidirectional",
     "Block",
     "BuildContext",
     "Chain",
@@ -61,6 +66,7 @@ __all__ = [
     "RMSNorm",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "SpatialDropout",
     "TensorSpec",
     "TransformerBlock",
