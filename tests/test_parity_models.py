@@ -394,3 +394,17 @@ def test_batches_of_many_sizes(any_backend):
         x, y = rng.standard_normal((rows, 3)), rng.standard_normal(rows)
         expected, loss = (trainer.step(x, y) for trainer in trainers)
         assert loss == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("norm", [nf.BatchNorm, nf.LayerNorm, lambda: nf.GroupNorm(4)], ids=["batch", "layer", "group"])
+def test_layers_between_chains_of_tiles_see_whole_arrays(norm):
+    """What runs tile by tile may keep only a tile of an array, but not of one that the norm in between reads."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((1600, 12)), rng.integers(0, 3, 1600)
+    found = []
+    for device in ("numpy", "numba"):
+        model = nf.Sequential([nf.Dense(16, "relu"), norm(), nf.Dense(16, "tanh"), nf.Dense(3)])
+        options = {"loss": "cross_entropy", "optimizer": nf.SGD(0.1), "batch_size": 1600, "epochs": 2, "seed": 0}
+        model.fit(X, y, dtype="float64", device=device, verbose=0, **options)
+        found.append(model.get_flat_weights())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-10)

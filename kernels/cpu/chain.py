@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,11 +58,20 @@ def operands(call: Call) -> list[tuple[int, int, int, bool]]:
         if x is not None:
             found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
     seen = {id(x) for x, _ in rows}
-    whole = [(x, True) for x in call.sums] + [(x, False) for x in call.keep if id(x) not in seen]
-    for x, written in whole:
-        if isinstance(x, np.ndarray):
+    kept = [x for x in _flat(call.keep) if isinstance(x, np.ndarray) and id(x) not in seen]
+    for x, written in [(x, True) for x in call.sums] + [(x, False) for x in kept]:
+        if x is not None:
             found.append((x.ctypes.data, 0, x.ctypes.data + x.nbytes, written))
     return found
+
+
+def _flat(items: Iterable[Any]) -> Iterator[Any]:
+    """What there is in sequences, and in sequences within."""
+    for item in items:
+        if isinstance(item, (tuple, list)):
+            yield from _flat(item)
+        else:
+            yield item
 
 
 class Chain:
@@ -175,7 +185,7 @@ def memory_of(calls: Iterable[Call]) -> list[np.ndarray]:
     """All arrays that these calls, and calls in them, hold."""
 
     def each(call: Call) -> Iterator[np.ndarray]:
-        for x in (*call.keep, *call.reads, *call.writes, *call.sums):
+        for x in _flat((call.keep, call.reads, call.writes, call.sums)):
             if isinstance(x, np.ndarray):
                 yield x
             elif isinstance(x, Call):

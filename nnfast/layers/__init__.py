@@ -4,7 +4,7 @@ from .attention import CrossAttention, MultiHeadAttention
 from .base import BuildContext, Layer, TensorSpec
 from .bidirectional import Bidirectional
 from .blocks import Chain, Parallel, Residual, TransformerBlock
-from .convolution import Conv1D, Conv2D, DepthwiseConv2D, PerGroup
+from .convolution import Conv1D, Conv2D, DepthwiseConv2D
 from .dense import Dense
 from .embedding import Embedding, Masking
 from .graph import Block
@@ -13,16 +13,7 @@ from .images import Reshape, UpSampling1D, UpSampling2D, ZeroPadding1D, ZeroPadd
 from .merge import Add, Concat
 from .norm import BatchNorm, LayerNorm, RMSNorm
 from .pointwise import Activation, Dropout, Flatten, SpatialDropout
-from .pooling import (
-    AvgPool1D,
-    AvgPool2D,
-    GlobalAvgPool1D,
-    GlobalAvgPool2D,
-    GlobalMaxPool1D,
-    GlobalMaxPool2D,
-    MaxPool1D,
-    MaxPool2D,
-)
+from .pooling import AvgPool1D, AvgPool2D, GlobalAvgPool1D, GlobalAvgPool2D, GlobalMaxPool1D, GlobalMaxPool2D, MaxPool1D, MaxPool2D
 from .positions import PositionalEmbedding
 from .recurrent import GRU, LSTM, SimpleRNN
 from .transposed_convolution import Conv2DTranspose
@@ -61,7 +52,6 @@ __all__ = [
     "MaxPool2D",
     "MultiHeadAttention",
     "Parallel",
-    "PerGroup",
     "PositionalEmbedding",
     "RMSNorm",
     "Reshape",

@@ -90,7 +90,7 @@ class RMSNorm(Layer):
     rstd: Array
 
     def __init__(self, eps: float = 1e-6, *, name: str | None = None) -> None:
-        self.eps = _check_eps(eps, "RMSNorm")
+        self.eps = check_eps(eps, "RMSNorm")
         self.name = name
 
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
