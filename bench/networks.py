@@ -129,7 +129,8 @@ class Dense(LayerSpec):
         return (_weight(rng, *shape, self.units), _bias(rng, self.units))
 
     def products(self, shape: Shape, rows: int, dx: bool) -> list[MatrixProduct]:
-        return [Linear(rows, *shape, self.units, dx)]
+        (inputs,) = shape
+        return [Linear(rows, inputs, self.units, dx)]
 
     def describe(self) -> str:
         return f"dense {self.units}"

@@ -33,7 +33,7 @@ def apply(specs: tuple[LayerSpec, ...], params: Any, statistics: list[Any], x: A
     left, after = list(statistics), []  # type: tuple[list[Any], list[Any]]
     for spec, own in zip(specs, params, strict=True):
         if isinstance(spec, networks.Norm):
-            x, new = _norm(x, *own, left.pop(0), training)
+            x, new = _norm(x, own, left.pop(0), training)
             after.append(new)
         elif isinstance(spec, networks.Residual):
             inner, new = apply(spec.inner, own, left, x, training)
@@ -79,7 +79,8 @@ def _max_pool(x: Any) -> Any:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
 
-def _norm(x: Any, gamma: Any, beta: Any, running: Any, training: bool) -> tuple[Any, Any]:
+def _norm(x: Any, params: Any, running: Any, training: bool) -> tuple[Any, Any]:
+    gamma, beta = params
     if not training:
         mean, var = running
     else:
@@ -87,7 +88,9 @@ def _norm(x: Any, gamma: Any, beta: Any, running: Any, training: bool) -> tuple[
         mean, var = x.mean(axes), x.var(axes)
         rows = x.size // x.shape[-1]
         new = (mean, var * (rows / (rows - 1)))
-        running = tuple((1 - MOMENTUM) * old + MOMENTUM * lax.stop_gradient(now) for old, now in zip(running, new, strict=True))
+        running = tuple(
+            (1 - MOMENTUM) * old + MOMENTUM * lax.stop_gradient(now) for old, now in zip(running, new, strict=True)
+        )
     return (x - mean) * (lax.rsqrt(var + EPSILON) * gamma) + beta, running
 
 

@@ -96,7 +96,8 @@ def module_of(network: Network, weights: list[Any], dtype: torch.dtype, channels
     finally:
         torch.set_default_dtype(before)
     if channels_last:
-        module = nn.Sequential(_Permute(0, 3, 1, 2), *module).to(memory_format=torch.channels_last)
+        module = nn.Sequential(_Permute(0, 3, 1, 2), *module)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
 
 
