@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _LAYERS = (
     "Activation", "Add", "AvgPool1D", "AvgPool2D", "BatchNorm", "Bidirectional", "Block", "Chain", "Concat", "Conv1D",
-    "Conv2D", "Conv2DTranspose", "CrossAttention", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Flatten", "GRU",
-    "GlobalAvgPool1D", "GlobalAvgPool2D", "GlobalMaxPool1D", "GlobalMaxPool2D", "GroupNorm", "LSTM", "Layer",
-    "LayerNorm", "Masking", "MaxPool1D", "MaxPool2D", "MultiHeadAttention", "Parallel",
-    "PositionalEmbedding", "RMSNorm", "Reshape", "Residual", "SimpleRNN", "SpatialDropout", "TransformerBlock",
-    "UpSampling1D", "UpSampling2D", "ZeroPadding1D", "ZeroPadding2D",
+    "Conv2D", "Conv2DTranspose", "CrossAttention", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Flatten",
+    "GRU", "GlobalAvgPool1D", "GlobalAvgPool2D", "GlobalMaxPool1D", "GlobalMaxPool2D", "GroupNorm", "LSTM", "Layer",
+    "LayerNorm", "Masking", "MaxPool1D", "MaxPool2D", "MultiHeadAttention", "Parallel", "PositionalEmbedding",
+    "RMSNorm", "Reshape", "Residual", "SimpleRNN", "SpatialDropout", "TransformerBlock", "UpSampling1D",
+    "UpSampling2D", "ZeroPadding1D", "ZeroPadding2D",
 )  # fmt: skip
 
 # name -> module that defines it

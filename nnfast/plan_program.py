@@ -50,6 +50,8 @@ class Program:
         ]
         if plan.resident:
             inner += [*self.buffers, self.output]
+        # Sequences also as products see them: a row for each step
+        inner += [x.reshape(-1, x.shape[-1]) for x in inner if x.ndim == 3]
         # A prediction's threads read its inputs where the user has them: for what one thread has just copied, another
         # one waits
         least = plan.backend.fetch_bytes

@@ -243,6 +243,14 @@ def _address_of_one(dtype: np.dtype[Any], columns: int) -> int:
     return int(_ONES[dtype].ctypes.data) if whole or micro.masks_loads(width) else 0
 
 
+def rows_in(x: np.ndarray, tiles: tuning.Tiles) -> tuning.Tiles:
+    """The tiles of `x` in vectors over its last axis: those of images, in pixels."""
+    if x.ndim == 2:
+        return tiles
+    pixels = x.size // (len(x) * x.shape[-1])
+    return tuning.Tiles(len(x) * pixels, tiles.tile * pixels, tiles.per_task)
+
+
 def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
     """Rows, columns, rows per task and tasks for an activation on its own; only softmax sees rows."""
     columns = x.shape[-1] if name == "softmax" else 1
@@ -253,8 +261,12 @@ def _tiles(x: np.ndarray, name: str) -> tuple[int, int, int, int]:
 
 def act_call(name: str, alpha: float, z: np.ndarray, out: np.ndarray) -> Call:
     """``out = f(z)``; `out` may be `z`."""
-    if z.ndim == 2:
-        return forward_call(name, alpha, z, None, None, tuning.row_tiles(len(z), threads.count()), out)
+    if z.ndim > 1:
+        matrix, tiles, _ = tuning.tiled(z, threads.count())
+        shape = (-1, z.shape[-1])
+        call = forward_call(name, alpha, z.reshape(shape), None, None, rows_in(matrix, tiles), out.reshape(shape))
+        call.tiles, call.reads, call.writes = tiles, (matrix,), (out.reshape(matrix.shape),)
+        return call
     rows, columns, tile, tasks = _tiles(z, name)
     ints = np.array([out.ctypes.data, rows, columns, tile, z.ctypes.data, 0, 0], np.int64)
     return Call(forward_kernel(name, z.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(z, out))
@@ -262,8 +274,14 @@ def act_call(name: str, alpha: float, z: np.ndarray, out: np.ndarray) -> Call:
 
 def act_grad_call(name: str, alpha: float, dy: np.ndarray, saved: np.ndarray, out: np.ndarray) -> Call:
     """``out = dy * f'``; `out` may be `dy`."""
-    if dy.ndim == 2:
-        return backward_call(name, alpha, dy, saved, None, tuning.row_tiles(len(dy), threads.count()), out)
+    if dy.ndim > 1:
+        matrix, tiles, _ = tuning.tiled(dy, threads.count())
+        shape = (-1, dy.shape[-1])
+        flat = (dy.reshape(shape), saved.reshape(shape))
+        call = backward_call(name, alpha, *flat, None, rows_in(matrix, tiles), out.reshape(shape))
+        call.tiles, call.reads = tiles, (matrix, saved.reshape(matrix.shape))
+        call.writes = (out.reshape(matrix.shape),)
+        return call
     rows, columns, tile, tasks = _tiles(dy, name)
     ints = np.array([out.ctypes.data, rows, columns, tile, dy.ctypes.data, saved.ctypes.data, 0, 0], np.int64)
     return Call(backward_kernel(name, dy.dtype), ints, np.array([alpha]), tasks, tasks > 1, keep=(dy, saved, out))

@@ -227,7 +227,7 @@ def forward_calls(
     assert tiles is not None
     pixels = out.reshape(-1, out.shape[-1])
     flat = None if saved is None else saved.reshape(pixels.shape)
-    after = activations.forward_call(name, alpha, pixels, None, flat, _pixel_tiles(out, tiles))
+    after = activations.forward_call(name, alpha, pixels, None, flat, activations.rows_in(out, tiles))
     after.tiles, after.reads, after.writes = tiles, (out,), (out, saved)
     return [*calls, after]
 
@@ -252,7 +252,7 @@ def backward_calls(
         parts = None if db is None else memory.empty((len(dy), dy.shape[-1]), dy.dtype)
         pixels = dy.reshape(-1, dy.shape[-1])
         of = pixels if saved is None else saved.reshape(pixels.shape)
-        call = activations.backward_call(name, alpha, pixels, of, parts, _pixel_tiles(dy, tiles))
+        call = activations.backward_call(name, alpha, pixels, of, parts, activations.rows_in(dy, tiles))
         call.tiles, call.reads, call.writes = tiles, (dy,) if saved is None else (dy, saved), (dy,)
         calls.append(call)
         if parts is not None and db is not None:
@@ -262,9 +262,3 @@ def backward_calls(
     if dx is not None:
         calls += input_grad_calls(dy, W, geometry, dx)
     return [*calls, *sums, *after]
-
-
-def _pixel_tiles(images: np.ndarray, tiles: tuning.Tiles) -> tuning.Tiles:
-    """The same tiles for a kernel that counts pixels."""
-    pixels = images.size // (len(images) * images.shape[-1])
-    return tuning.Tiles(len(images) * pixels, pixels * tiles.tile, tiles.per_task)

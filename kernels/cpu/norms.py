@@ -197,12 +197,17 @@ def layer_norm_call(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, out: np.ndarray, mean: np.ndarray, rstd: np.ndarray
 ) -> Call:
     """Normalise each row."""
-    return _rows_call(layer_norm, x, (gamma, beta, out, mean, rstd), (eps,))
+    tiles = tuning.row_tiles(len(x), threads.count())
+    ints = [*x.shape, tiles.tile, *map(_address, (x, gamma, beta, out, mean, rstd))]
+    return Call(
+        kernel(layer_norm, x.dtype), np.array(ints), np.array([eps]), tiles.number, keep=(gamma, beta),
+        tiles=tiles, reads=(x,), writes=(out, mean, rstd), nanoseconds=x.size / 2,
+    )  # fmt: skip
 
 
-def _pair_parts(x: np.ndarray, dgamma: np.ndarray, dbeta: np.ndarray) -> tuple[np.ndarray, list[Call]]:
-    """Room for each task's two column sums, and the calls that add them up."""
-    parts = memory.empty((_tasks(x), 2 * x.shape[1]), x.dtype)
+def _pair_parts(x: np.ndarray, dgamma: np.ndarray, dbeta: np.ndarray, number: int) -> tuple[np.ndarray, list[Call]]:
+    """Room for so many parts of two column sums each, and the calls that add them up."""
+    parts = memory.empty((number, 2 * x.shape[1]), x.dtype)
     total = memory.empty(2 * x.shape[1], x.dtype)
     columns = x.shape[1]
     return parts, [
@@ -223,8 +228,16 @@ def layer_norm_grad_calls(
     dbeta: np.ndarray,
 ) -> list[Call]:
     """Gradients of :func:`layer_norm_call`."""
-    parts, after = _pair_parts(x, dgamma, dbeta)
-    return [_rows_call(layer_norm_grad, x, (gamma, mean, rstd, dy, dx, parts)), *after]
+    tiles = tuning.row_tiles(len(x), threads.count())
+    parts, after = _pair_parts(x, dgamma, dbeta, tiles.number)
+    ints = [*x.shape, tiles.tile, *map(_address, (x, gamma, mean, rstd, dy, dx, parts))]
+    call = Call(
+        kernel(layer_norm_grad, x.dtype), np.array(ints), np.zeros(1), tiles.number, keep=(gamma,),
+        tiles=tiles, reads=(x, mean, rstd, dy), writes=(dx,), sums=(parts,), nanoseconds=x.size,
+    )  # fmt: skip
+    for late in after:
+        late.when = "late"
+    return [call, *after]
 
 
 def batch_norm_calls(
@@ -264,7 +277,7 @@ def batch_norm_grad_calls(
     dbeta: np.ndarray,
 ) -> list[Call]:
     """Gradients of :func:`batch_norm_calls`."""
-    parts, after = _pair_parts(x, dgamma, dbeta)
+    parts, after = _pair_parts(x, dgamma, dbeta, _tasks(x))
     calls = [_rows_call(batch_norm_sums, x, (mean, var, dy, parts), (eps,)), *after]
     if dx is not None:
         columns = x.shape[1]

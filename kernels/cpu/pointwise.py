@@ -172,7 +172,15 @@ def _call(
 
 def add_call(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> Call:
     """``out = x + y``; `out` may be either."""
-    return _call(add, out.dtype, out.size, (x.ctypes.data, y.ctypes.data, out.ctypes.data), (), [0.0], (x, y, out))
+    arrays = (x.ctypes.data, y.ctypes.data, out.ctypes.data)
+    if out.ndim < 2:
+        return _call(add, out.dtype, out.size, arrays, (), [0.0], (x, y, out))
+    matrix, tiles, chunk = tuning.tiled(out, threads.count())
+    return Call(
+        kernel(add, out.dtype), np.array([*arrays, out.size, chunk]), np.zeros(1), tiles.number, keep=(x, y, out),
+        tiles=tiles, reads=(x.reshape(matrix.shape), y.reshape(matrix.shape)),
+        writes=(matrix,), nanoseconds=out.size / 2,
+    )  # fmt: skip
 
 
 def multiply_call(x: np.ndarray, y: np.ndarray | None, factor: float, out: np.ndarray) -> Call:
@@ -193,6 +201,13 @@ def clip_call(x: np.ndarray, limit: float) -> Call:
 
 def copy_call(x: np.ndarray, out: np.ndarray) -> Call:
     """``out[...] = x`` for one dtype and contiguous arrays that do not overlap."""
+    if x.ndim > 1:
+        matrix, tiles, size = tuning.tiled(out, threads.count())
+        ints = np.array([x.ctypes.data, out.ctypes.data, x.nbytes, size * x.itemsize], np.int64)
+        return Call(
+            kernel(copy_bytes), ints, np.zeros(1), tiles.number, keep=(x, out),
+            tiles=tiles, reads=(x.reshape(matrix.shape),), writes=(matrix,), nanoseconds=x.nbytes / tuning.COPY_BYTES,
+        )  # fmt: skip
     chunk, tasks = tuning.chunks(-(-x.nbytes // tuning.COPY_BYTES), threads.count())
     ints = np.array([x.ctypes.data, out.ctypes.data, x.nbytes, chunk * tuning.COPY_BYTES], np.int64)
     return Call(kernel(copy_bytes), ints, np.zeros(1), tasks, tasks > 1, keep=(x, out))
@@ -205,11 +220,11 @@ def dropout_call(x: np.ndarray, state: np.ndarray, rate: float, threshold: int, 
     if x.ndim < 2:
         return _call(dropout, x.dtype, x.size, head, tail, scale, (x, state, out))
     # Tiles have a multiple of 4 rows, or there is one, so that blocks of 4 random words stay whole
-    tiles = tuning.row_tiles(len(x), threads.count())
-    ints = np.array([*head, x.size, tiles.tile * (x.size // max(len(x), 1)), *tail])
+    matrix, tiles, chunk = tuning.tiled(x, threads.count())
+    ints = np.array([*head, x.size, chunk, *tail])
     return Call(
         kernel(dropout, x.dtype), ints, scale, tiles.number, keep=(x, state, out),
-        tiles=tiles, reads=(x,), writes=(out,), nanoseconds=3.0 * x.size,
+        tiles=tiles, reads=(matrix,), writes=(out.reshape(matrix.shape),), nanoseconds=3.0 * x.size,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 _CACHE_FILE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
 
@@ -158,6 +159,19 @@ def product_rows(rows: int, threads: int) -> Tiles:
 def image_tiles(images: int, threads: int) -> Tiles:
     """One image a tile; a task for each thread."""
     return Tiles(images, 1, -(-images // max(1, min(threads, images))))
+
+
+def tiled(x: Any, threads: int) -> tuple[Any, Tiles, int]:
+    """An array as kernels that work row by row see it, its tiles, and elements of one.
+
+    Images (n, height, width, channels) go one by one; of all others the axes but the last make up the rows, as for
+    products.
+    """
+    if x.ndim == 4:
+        return x, image_tiles(len(x), threads), x.size // len(x)
+    matrix = x.reshape(-1, x.shape[-1])
+    tiles = row_tiles(len(matrix), threads)
+    return matrix, tiles, tiles.tile * x.shape[-1]
 
 
 def update_tiles(rows: int, nbytes: int, nanoseconds: float, threads: int) -> Tiles | None:

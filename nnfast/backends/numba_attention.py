@@ -72,7 +72,7 @@ class NumbaAttention:
         if not (self.fused and usable):
             self._numpy("attention", q, k, v, heads=heads, causal=causal, scale=scale, mask=mask, out=out, lse=lse)
             return
-        self._check("attention", q, k, v, heads, mask, lse, out=out)
+        self._check_heads("attention", q, k, v, heads, mask, lse, out=out)
         writable("attention", out=out, lse=lse)
         self._emit(attention_kernels.attention_call(q, k, v, heads, causal, scale, mask, out, lse))
 
@@ -98,13 +98,13 @@ class NumbaAttention:
             options = {"heads": heads, "causal": causal, "scale": scale, "mask": mask}
             self._numpy("attention_grad", dy, q, k, v, **options, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
             return
-        self._check("attention_grad", q, k, v, heads, mask, lse, out=out, dy=dy, dq=dq)
+        self._check_heads("attention_grad", q, k, v, heads, mask, lse, out=out, dy=dy, dq=dq)
         shapes("attention_grad", dk=(dk, k.shape), dv=(dv, k.shape))
         writable("attention_grad", dq=dq, dk=dk, dv=dv)
         self._emit(gradient_kernels.attention_grad_call(dy, q, k, v, heads, causal, scale, mask, out, lse, dq, dk, dv))
 
     @staticmethod
-    def _check(
+    def _check_heads(
         method: str, q: Array, k: Array, v: Array, heads: int, mask: Array | None, lse: Array | None, **like_q: Array
     ) -> None:
         (n, t, width), s = q.shape, k.shape[1]

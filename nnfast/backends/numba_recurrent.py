@@ -25,7 +25,7 @@ class NumbaRecurrent:
         reverse, y = arrays.pop("reverse"), arrays.pop("y")
         if not (self.fused and native(x, W, U, b, c, y, *arrays.values())):
             return False
-        self._check(cell, cell.name, x, W, U, b=b, c=c, y=y, **arrays)
+        self._check_sequences(cell, cell.name, x, W, U, b=b, c=c, y=y, **arrays)
         writable(cell.name, y=y, cells=arrays["cells"], gates=arrays["gates"], last_cell=arrays["last_cell"])
         self._emit(*forward_calls(cell, x, W, U, b, c, reverse=reverse, y=y, **arrays))
         return True
@@ -37,12 +37,12 @@ class NumbaRecurrent:
         reverse = arrays.pop("reverse")
         if not (self.fused and native(dy, x, W, U, *arrays.values())):
             return False
-        self._check(cell, method, x, W, U, dy=dy, **arrays)
+        self._check_sequences(cell, method, x, W, U, dy=dy, **arrays)
         writable(method, **{name: arrays[name] for name in ("gates", "dx", "dW", "dU", "db", "dc", "dh0", "dc0")})
         self._emit(*backward_calls(cell, dy, x, W, U, reverse=reverse, **arrays))
         return True
 
-    def _check(self, cell: Cell, method: str, x: Array, W: Array, U: Array, **arrays: Array | None) -> None:
+    def _check_sequences(self, cell: Cell, method: str, x: Array, W: Array, U: Array, **arrays: Array | None) -> None:
         """Raise ``ValueError`` where an array has not the shape that follows from those of `x` and `U`."""
         if x.ndim != 3:
             raise ValueError(f"{method}: x has shape {x.shape}, expected (rows, steps, features)")

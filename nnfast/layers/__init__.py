@@ -13,7 +13,16 @@ from .images import Reshape, UpSampling1D, UpSampling2D, ZeroPadding1D, ZeroPadd
 from .merge import Add, Concat
 from .norm import BatchNorm, LayerNorm, RMSNorm
 from .pointwise import Activation, Dropout, Flatten, SpatialDropout
-from .pooling import AvgPool1D, AvgPool2D, GlobalAvgPool1D, GlobalAvgPool2D, GlobalMaxPool1D, GlobalMaxPool2D, MaxPool1D, MaxPool2D
+from .pooling import (
+    AvgPool1D,
+    AvgPool2D,
+    GlobalAvgPool1D,
+    GlobalAvgPool2D,
+    GlobalMaxPool1D,
+    GlobalMaxPool2D,
+    MaxPool1D,
+    MaxPool2D,
+)
 from .positions import PositionalEmbedding
 from .recurrent import GRU, LSTM, SimpleRNN
 from .transposed_convolution import Conv2DTranspose

@@ -10,6 +10,7 @@ import numpy as np
 from .. import activations
 from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
+from .recurrent_operations import add_recurrent
 
 #: step method, names of its moments, options
 OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -63,6 +64,7 @@ class Operations:
         self._rows()
         self._losses()
         self._optimizers()
+        add_recurrent(self)
 
     def run(self) -> None:
         """Make all calls."""
