@@ -31,7 +31,7 @@ ORDER = (
     {"network"},
     {"exporting", "training"},
     {"model"},
-    {"datasets", "preprocessing", "plotting", "scratch", "testing"},
+    {"datasets", "language", "preprocessing", "plotting", "scratch", "testing"},
     {"interop", "selftest", "sklearn"},
     {"bench"},
     {"cli"},
