@@ -10,6 +10,7 @@ import numpy as np
 from .. import activations
 from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
+from .attention_operations import attention_operations
 from .recurrent_operations import add_recurrent
 from .spatial_operations import spatial_operations
 
@@ -65,6 +66,7 @@ class Operations:
         self._rows()
         self._losses()
         self._optimizers()
+        attention_operations(self)
         add_recurrent(self)
         spatial_operations(self)
 
