@@ -137,7 +137,7 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "weight_total": _PLAIN,
         "softmax_xent": tuple((t, label) for c, t in SCALARS.items() for label in ("index_t", SCALARS[WIDE[c]])),
     },
-    "step": dict.fromkeys(("begin_step", "record_loss", "end_step", "end_epoch"), _PLAIN),
+    "step": dict.fromkeys(("begin_step", "sum_losses", "record_loss", "end_step", "end_epoch"), _PLAIN),
     "optimizers": {
         "optimizer_step": tuple((rule.format(t=t),) for (t,) in _WIDE_TYPES for rule in _RULES),
         "ema_step": _WIDE_TYPES,

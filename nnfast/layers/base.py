@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +108,8 @@ class Layer:
         Whether steps of the output are those of the input, so that what masks these masks those.
     mask : array or None
         Set by binding: (batch, steps), 1, or 0 where a step of the input is padding; ``None`` where no layer said so.
+    masks : list of (array or None)
+        Likewise of each input; the first one's is `mask`, and the output's where the layer `passes_mask`.
     """
 
     replayable = False
@@ -119,6 +121,7 @@ class Layer:
     takes_indices = False
     passes_mask = True
     mask: Array | None = None
+    masks: Sequence[Array | None] = (None,)
     out_mask: Array
 
     name: str | None = None

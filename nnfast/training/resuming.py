@@ -260,7 +260,7 @@ def resume(
         was, now = (device if threads is None else f"{device}, {threads} threads" for device, threads in (there, here))
         message = f"{path} was written on {was}, this is {now}: the training goes on, but not bit for bit the same"
         warnings.warn(message, RuntimeWarning, stacklevel=5)
-    model.build(other.in_shape, dtype=other.dtype, initialise=False)
+    model.build(other.in_shapes, dtype=other.dtype, initialise=False)
     params = model.parameters
     params.move(params.backend, other.dtype, other.precision)
     params.set(other.get_weights())
