@@ -2,11 +2,11 @@
 
     python bench/fashion_mnist_cnn_epoch.py [--rounds 5] [--batch 128] [--contenders NAME,...] [--json FILE]
 
-The network of the workload `cnn` (28x28x1, convolutions 32 and 64 of 3x3, each with ReLU and 2x2 max pooling, dense 10),
-the same initial weights, Adam and batches for all, float32. Each contender has a process of its own and the same number
-of threads. Before anything is timed, the losses of its first steps on the same batches are compared; then it trains one
-epoch to warm up, and takes turns with the others. The time of an epoch is the slope between one epoch and three, so that
-neither start-up nor the checks of the data count for anybody.
+The network of the workload `cnn` (28x28x1, convolutions 32 and 64 of 3x3, each with ReLU and 2x2 max pooling, dense
+10), the same initial weights, Adam and batches for all, float32. Each contender has a process of its own and the same
+number of threads. Before anything is timed, the losses of its first steps on the same batches are compared; then it
+trains one epoch to warm up, and takes turns with the others. The time of an epoch is the slope between one epoch and
+three, so that neither start-up nor the checks of the data count for anybody.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 class JaxOptax(Contender):
     """The data stay on the device; an epoch takes the order of its rows, which NumPy draws faster than XLA sorts.
 
-    A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads. Networks of
-    other layers get such calls: within a scan XLA's convolutions are several times slower.
+    A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads. Networks
+    of other layers get such calls: within a scan XLA's convolutions are several times slower.
     """
 
     platform = "cpu"  # it would choose a GPU by itself
