@@ -80,6 +80,7 @@ _MODULES = frozenset(
         "errors",
         "initializers",
         "interop",
+        "language",
         "layers",
         "losses",
         "metrics",

@@ -30,7 +30,7 @@ _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 # Streams of the host generator; a stream is the high word of the key
-INIT, SHUFFLE, SPLIT = 1, 2, 3
+INIT, SHUFFLE, SPLIT, SAMPLE, UNKNOWN = 1, 2, 3, 4, 5
 
 # Row numbers that are drawn at a time: a generator of its own for each epoch costs more than a short order
 _BLOCK = 16384

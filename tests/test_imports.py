@@ -23,7 +23,7 @@ PACKAGE = Path(nf.__file__).parent
 # A module imports from its own group and from those before it
 ORDER = (
     {"kernels"},
-    {"activations", "arena", "blas", "errors", "files", "machine", "precision", "random", "window"},
+    {"activations", "arena", "blas", "errors", "files", "machine", "positions", "precision", "random", "window"},
     {"backends"},
     {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
     {"functional"},
@@ -31,7 +31,7 @@ ORDER = (
     {"network"},
     {"exporting", "training"},
     {"model"},
-    {"datasets", "preprocessing", "plotting", "scratch", "testing"},
+    {"datasets", "language", "preprocessing", "plotting", "scratch", "testing"},
     {"interop", "selftest", "sklearn"},
     {"bench"},
     {"cli"},

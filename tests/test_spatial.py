@@ -163,10 +163,16 @@ DESCRIBED = [
     nf.MaxPool2D((2, 3), 2, 1),
     nf.AvgPool2D(3, padding="same", count_padding=True),
     nf.MaxPool1D(2, 1, (1, 0)),
+    nf.AvgPool1D(3),
     nf.GlobalAvgPool2D(name="head"),
+    nf.GlobalAvgPool1D(),
+    nf.GlobalMaxPool2D(),
+    nf.GlobalMaxPool1D(),
     nf.Reshape((2, -1)),
     nf.ZeroPadding2D(((1, 2), (0, 1))),
+    nf.ZeroPadding1D((0, 2)),
     nf.UpSampling2D((2, 1)),
+    nf.UpSampling1D(3),
     nf.GroupNorm(2, 1e-3),
     nf.SpatialDropout(0.2),
 ]
@@ -180,6 +186,10 @@ def test_config_round_trip(layer):
     shape = (6, 4) if "1D" in type(layer).__name__ else (6, 4, 4)
     first, second = (build_chain([one], shape)[0] for one in (layer, again))
     assert (first.out_shape, first.specs) == (second.out_shape, second.specs)
+
+
+def test_every_layer_is_described():
+    assert {type(layer) for layer in DESCRIBED} == set(layers.SPATIAL)
 
 
 def test_repr_shows_what_was_given():

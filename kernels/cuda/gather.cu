@@ -1,12 +1,7 @@
 // Rows by index: the current batch, stored outputs, embeddings. Rows are moved as units of 1 to 16
 // bytes, whatever their dtype; the caller picks the widest unit that divides a row and fits the addresses.
 #include "common.cuh"
-
-struct alignas(1) Unit1 { unsigned char v; };
-struct alignas(2) Unit2 { unsigned short v; };
-struct alignas(4) Unit4 { unsigned v; };
-struct alignas(8) Unit8 { unsigned long long v; };
-struct alignas(16) Unit16 { unsigned long long v[2]; };
+#include "units.cuh"
 
 // dst[i] = src[index[first + i]]; first is ROW of the state where it is given, else 0
 template <class U>

@@ -7,6 +7,7 @@ kernel allocates once it has run at a batch size, so that a step can be captured
 from __future__ import annotations
 
 import threading
+from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -24,6 +25,7 @@ from .cupy_conv import CudaConv
 from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
 from .cupy_linear import CudaLinear
+from .cupy_norms import CudaNorms
 from .cupy_products import CudaProducts
 from .cupy_recurrent import CudaRecurrent
 from .cupy_spatial import CudaSpatial
@@ -32,6 +34,26 @@ from .cupy_steps import CudaSteps
 __all__ = ["CupyBackend", "probe"]
 
 _Class = TypeVar("_Class", bound=type)
+
+#: The parts whose methods are kernels
+KERNELS = (
+    CudaLayers,
+    CudaLinear,
+    CudaNorms,
+    CudaConv,
+    CudaSpatial,
+    CudaRecurrent,
+    CudaAttention,
+    CudaSteps,
+)
+
+
+def operations() -> Iterator[str]:
+    """The methods of the contract, those that its mixins declare included."""
+    for part in Backend.__mro__:
+        if part not in (object, ABC):
+            yield from (name for name, x in vars(part).items() if callable(x) and not name.startswith("_"))
+
 
 # What may come between a loss and its last layer's gradient
 _LEAVES_GRADIENTS = ("record_loss", "store_batch", "linear_act_grad")
@@ -79,11 +101,13 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
 
 def _contract(cls: _Class) -> _Class:
     """Wrap the contract's methods: each runs on its backend's device, kernels with their fallback."""
-    for name, declared in vars(Backend).items():
-        if name.startswith("_") or not callable(declared) or name in _HOST:
+    for name in operations():
+        if name in _HOST:
             continue
         method = getattr(cls, name)
-        if any(name in vars(part) for part in (CudaLayers, CudaLinear, CudaSteps)):
+        if method is None:  # not written yet
+            continue
+        if any(name in vars(part) for part in KERNELS):
             method = _kernel_or_composition(method)
         setattr(cls, name, _on_own_device(method))
     return cls
@@ -94,6 +118,7 @@ class CupyBackend(
     CudaGraphs,
     CudaLinear,
     CudaLayers,
+    CudaNorms,
     CudaConv,
     CudaSpatial,
     CudaRecurrent,

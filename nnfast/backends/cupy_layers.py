@@ -115,7 +115,7 @@ class CudaLayers:
     def _tiles(self, *arrays: Array | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
         """Grid, block, rows of a chunk and elements at once of a kernel that sums up columns of 2-d `arrays`."""
         rows, columns = next(x.shape for x in arrays if x is not None)
-        at_once = _packed(columns, *arrays)
+        at_once = packed(columns, *arrays)
         return *self._kernels.tiles(rows, columns, at_once), at_once
 
     def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
@@ -131,7 +131,7 @@ class CudaLayers:
         if chunks == 1 and all(sums is out for sums, out in pairs):
             return
         t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
-        at_once = _packed(columns, *(sums for sums, _ in pairs))
+        at_once = packed(columns, *(sums for sums, _ in pairs))
         grid, block, _ = self._kernels.tiles(1, columns, at_once)
         first, second = pairs[0], pairs[-1]
         shape = ((grid[0], len(pairs)), block)
@@ -193,7 +193,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, rstd))
-        if t is None or not _fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
             return NotImplemented
         shape = self._kernels.warps(len(x))
         self._launch("layer_norm", "layer_norm", (t,), shape, x, gamma, beta, out, mean, rstd, *x.shape, float(eps))
@@ -203,7 +203,7 @@ class CudaLayers:
         self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, rstd, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -219,7 +219,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(x)
         size = grid[1] * mean.size
@@ -246,7 +246,7 @@ class CudaLayers:
         dbeta: Array,
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, var, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -262,7 +262,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         arguments = (x, gamma, beta, mean, var, out, x.size, x.shape[1], float(eps))
         self._launch("batch_norm", "batch_norm_apply", (t,), self._kernels.flat(x.size), *arguments)
@@ -289,7 +289,7 @@ class CudaLayers:
         return None
 
 
-def _packed(columns: int, *arrays: Array | None) -> int:
+def packed(columns: int, *arrays: Array | None) -> int:
     """How many elements of rows of `columns` can be moved at once: 16 bytes, where that divides them, or one."""
     held = [x for x in arrays if x is not None]
     at_once = 16 // held[0].dtype.itemsize
@@ -297,9 +297,7 @@ def _packed(columns: int, *arrays: Array | None) -> int:
     return at_once if fits else 1
 
 
-def _fits(
-    x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]
-) -> bool:
+def fits(x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]) -> bool:
     """Whether the shapes are those of a normalisation over a 2-d `x` that is not empty."""
     return (
         x.ndim == 2

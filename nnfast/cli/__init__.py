@@ -1,5 +1,5 @@
-"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``export``, ``info``, ``bench``,
-``selftest``.
+"""The command line: ``nnfast train``, ``predict``, ``evaluate``, ``sample``, ``export``, ``info``,
+``bench``, ``selftest``.
 
 A command is one file in this folder that defines ``command``, and its name in ``COMMANDS``. The files
 import what computes inside their functions, so that ``nnfast --help`` answers at once.
@@ -20,7 +20,7 @@ from .common import say_error, say_warning, version
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-COMMANDS = ("train", "predict", "evaluate", "export", "info", "bench", "selftest")
+COMMANDS = ("train", "predict", "evaluate", "sample", "export", "info", "bench", "selftest")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -48,6 +48,7 @@ def cli(settings: dict[str, Any] | None, debug: bool) -> None:
     \b
     nnfast train fashion-mnist              train on real images
     nnfast train data.csv --target price    train on a table
+    nnfast train book.txt --model charnn    train on a text, for 'nnfast sample'
     nnfast predict model.safetensors new.csv --out predictions.csv
     nnfast export model.safetensors model.onnx
     nnfast bench --preset small             time it against other libraries

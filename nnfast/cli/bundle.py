@@ -12,8 +12,9 @@ from ..datasets import Dataset
 from ..datasets.base import Inputs
 from ..errors import CheckpointError, DataError
 from ..preprocessing import ClassTarget, Preprocessor
+from .text_bundle import is_text
 
-__all__ = ["Bundle", "device_line"]
+__all__ = ["Bundle", "device_line", "load_model"]
 
 KEY = "cli"  # where in the model file's extra JSON it is kept
 
@@ -63,12 +64,14 @@ class Bundle:
         CheckpointError
             If the file is damaged, or was not written by ``nnfast train``.
         """
-        from ..model import load
+        return cls.of(load_model(path, device), path)
 
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no model file {path}")
-        model = load(path, device=device)
+    @classmethod
+    def of(cls, model: Any, path: str | Path) -> Bundle:
+        """What a model that was loaded from `path` says of itself; errors as for :meth:`load`."""
         own = model.extra.get(KEY)
+        if is_text(model):
+            raise CheckpointError(f"{path} is a model of text, for 'nnfast sample' and 'nnfast evaluate'")
         if not isinstance(own, dict):
             raise CheckpointError(f"{path} has no preprocessing: it was saved by a program, not by 'nnfast train'")
         return cls(
@@ -159,6 +162,15 @@ class Bundle:
             }
             for i, name in enumerate(target.names)
         ]
+
+
+def load_model(path: str | Path, device: str) -> Any:
+    """The model in a file, for use on `device`."""
+    from ..model import load
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    return load(path, device=device)
 
 
 def device_line(asked: str | None) -> tuple[str, str]:

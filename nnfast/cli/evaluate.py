@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,16 +21,24 @@ def command(model: str, data: str, target: str | None, plot: str | None, device:
     """Compare the predictions of MODEL, a file that 'nnfast train' wrote, with the targets in DATA.
 
     Shown are the accuracy and, per class, precision, recall and F1; or, for regression, the mean absolute
-    error, the root mean squared error and R2, in the units of the target.
+    error, the root mean squared error and R2, in the units of the target. For a model of text DATA is a text
+    file, or a folder of them, and the bits are shown that a character of it costs.
     """
     from ..preprocessing import ClassTarget
-    from .bundle import Bundle, device_line
+    from .bundle import Bundle, device_line, load_model
+    from .text_bundle import is_text
 
     picture = None if plot is None else Path(plot)
     if picture is not None:
         check_picture(picture)
     used, why = device_line(device)
-    bundle = Bundle.load(model, used)
+    loaded = load_model(model, used)
+    if is_text(loaded):
+        if target is not None or plot is not None:
+            raise ValueError(f"--{'plot' if target is None else 'target'} does not apply to a model of text")
+        _text(loaded, model, data, used, why, as_json)
+        return
+    bundle = Bundle.of(loaded, model)
     target_encoder = bundle.preprocessor.target
     if picture is not None and not isinstance(target_encoder, ClassTarget):
         raise ValueError("--plot draws a confusion matrix, which is for classification; this model predicts numbers")
@@ -68,3 +77,17 @@ def command(model: str, data: str, target: str | None, plot: str | None, device:
                 "plot": None if picture is None else str(picture),
             }
         )
+
+
+def _text(loaded: Any, model: str, data: str, used: str, why: str, as_json: bool) -> None:
+    """Bits per character of a text."""
+    from ..datasets import read_text
+    from .text_bundle import TextBundle
+
+    bundle = TextBundle.of(loaded, model)
+    metrics = bundle.metrics(read_text(data)[0])
+    echo(f"{data}: {metrics['characters']:,} characters, {metrics['unknown']} unknown, device {used} ({why})")
+    print_table([["bits per character", f"{metrics['bits_per_character']:.4f}"]])
+    if as_json:
+        names = {"command": "evaluate", "version": version(), "model": model, "data": data, "task": "text"}
+        emit_json({**names, "device": used, "metrics": metrics})

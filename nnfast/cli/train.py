@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,28 @@ if TYPE_CHECKING:
 
 
 @click.command("train", short_help="Train a model on a data set and save it.")
-@click.argument("data")
+@click.argument("data", nargs=-1, required=True, metavar="DATA")
+@click.option(
+    "--model",
+    "kind",
+    type=click.Choice(["mlp", "cnn", "charnn", "transformer"]),
+    default="mlp",
+    show_default=True,
+    help="cnn is for images; charnn (a recurrent network) and transformer learn to write text.",
+)
 @click.option("--target", metavar="COLUMN", help="Column to predict, by name or position.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="Default: by the target's values.")
 @click.option("--drop", metavar="COLUMN", multiple=True, help="Column to leave out; may be given several times.")
 @click.option("--categorical", metavar="COLUMN", multiple=True, help="Column of numbers that are categories.")
-@click.option("--layers", metavar="N,N,...", help="Widths of the hidden layers, such as 256,128, or none.")
+@click.option(
+    "--layers",
+    metavar="N,N,...",
+    help="Widths of the hidden layers, such as 256,128, or none; channels of convolutions; for text how many layers.",
+)
+@click.option("--units", type=click.IntRange(1), metavar="N", help="Width behind convolutions, or of layers for text.")
+@click.option("--steps", type=click.IntRange(2), metavar="N", help="Characters of a window, for text.")
 @click.option("--activation", metavar="NAME", help="Of the hidden layers: relu, tanh, gelu, silu, ...")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Rate after each hidden layer.")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Rate after hidden layers.")
 @click.option("--loss", metavar="NAME", help="Default: cross_entropy, or mean_squared_error for regression.")
 @click.option("--optimizer", metavar="NAME", help="adam, adamw, sgd, rmsprop, lion, ...")
 @click.option("--lr", type=click.FloatRange(0), metavar="RATE", help="Learning rate.")
@@ -55,25 +67,36 @@ if TYPE_CHECKING:
 @click.option("--no-save", is_flag=True, help="Write only the files that --out and --plot name.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not show the epochs.")
 @output_options
-def command(data: str, as_json: bool, **options: Any) -> None:
-    """Train a multilayer perceptron on DATA and save it.
+def command(data: tuple[str, ...], kind: str, as_json: bool, **options: Any) -> None:
+    """Train a network on DATA and save it.
 
     DATA is xor, spiral, digits or fashion-mnist; a folder of IDX files; or a .csv, .tsv, .parquet, .npy or
-    .npz file. Options that are not given have defaults that suit the data.
+    .npz file. With --model charnn or transformer it is one or more text files or folders of them. Options that
+    are not given have defaults that suit the data.
     """
-    result = run(data, **options)
+    if kind in ("charnn", "transformer"):
+        from .train_text import run as run_text
+
+        result = run_text(data, kind, **options)
+    elif len(data) > 1:
+        raise click.UsageError(f"--model {kind} takes one data set, got {len(data)}: {', '.join(data)}")
+    else:
+        result = run(data[0], kind, **options)
     if as_json:
         emit_json(result)
 
 
 def run(
     source: str,
+    kind: str = "mlp",
     *,
     target: str | None,
     task: Any,
     drop: tuple[str, ...],
     categorical: tuple[str, ...],
     layers: str | None,
+    units: int | None,
+    steps: int | None,
     loss: str | None,
     device: str | None,
     precision: str,
@@ -97,18 +120,21 @@ def run(
     from ..preprocessing import ClassTarget
     from ..training.callbacks import EarlyStopping
     from .bundle import Bundle, device_line
+    from .networks import describe, network
     from .prepare import prepare
     from .recipe import parse_layers, recipe_for
 
     # whatever can be found wrong is found before the training
-    model_path, plot_path = _outputs(source, out, plot, no_save)
-    savers = _savers(checkpoint, every_steps, every_minutes, resume)
+    if steps is not None or (units is not None and kind == "mlp"):
+        raise click.UsageError(f"{'--units' if steps is None else '--steps'} does not apply to --model {kind}")
+    model_path, plot_path = output_files(source, out, plot, no_save)
+    savers = savers_for(checkpoint, every_steps, every_minutes, resume)
     widths = None if layers is None else parse_layers(layers)
     used, why = device_line(device)
     data = datasets.load(source, target, task, drop=drop, report=echo)
-    recipe = recipe_for(data).but(layers=widths, **hyperparameters)
+    recipe = recipe_for(data, kind).but(layers=widths, units=units, **hyperparameters)
     if hyperparameters["optimizer"] and hyperparameters["lr"] is None:
-        recipe = recipe.but(lr=_default_rate(recipe.optimizer))  # ours suits ours only
+        recipe = recipe.but(lr=default_rate(recipe.optimizer))  # ours suits ours only
     optimizer = _optimizer(recipe)
     loss_name = loss or ("cross_entropy" if data.task == "classification" else "mean_squared_error")
     ready = prepare(
@@ -120,18 +146,19 @@ def run(
         dtype=np.float64 if precision == "float64" else np.float32,
         categorical=categorical,
     )
-    model = _build(recipe, ready.x.shape[1:], ready.outputs)
+    shapes = (ready.x.shape[1:], ready.outputs)
+    model = network(kind, recipe, *shapes)
     targets = ready.preprocessor.target
     classes = list(targets.names) if isinstance(targets, ClassTarget) else None
     rows = ready.rows
-    kind = f"{data.task}, {len(classes)} classes" if classes else str(data.task)
+    task_line = f"{data.task}, {len(classes)} classes" if classes else str(data.task)
     counts = f"{rows['train']} rows to train on, {rows['validation']} to validate, {rows['test']} to test"
     print_table(
         [
             ["data", f"{data.name}: {counts}"],
             ["inputs", ready.preprocessor.inputs.describe()],
-            ["task", kind + (f", target {data.target}" if data.target else "")],
-            ["model", _describe(recipe, ready.x.shape[1:], ready.outputs)],
+            ["task", task_line + (f", target {data.target}" if data.target else "")],
+            ["model", describe(kind, recipe, *shapes)],
             [
                 "training",
                 f"{loss_name}, {recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
@@ -166,15 +193,7 @@ def run(
     if model_path is not None:
         bundle.save(model_path)
         echo(f"saved the model to {model_path}")
-    if not history.epochs:
-        plot_path = None  # interrupted in the first epoch: there is nothing to draw
-    if plot_path is not None:
-        from .. import plotting
-        from ..files import replacing
-
-        with replacing(plot_path) as temporary:
-            plotting.history(history, path=temporary)
-        echo(f"saved the curves to {plot_path}")
+    plot_path = save_curves(history, plot_path)
     return {
         "command": "train",
         "version": version(),
@@ -183,6 +202,8 @@ def run(
         "target": data.target,
         "classes": classes,
         "rows": rows,
+        "kind": kind,
+        "parameters": model.parameters.count,
         "device": used,
         "device_reason": why,
         "precision": precision,
@@ -202,7 +223,20 @@ def run(
     }
 
 
-def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tuple[Path | None, Path | None]:
+def save_curves(history: Any, path: Path | None) -> Path | None:
+    """Draw the curves of a training; returns where to, or ``None`` where there is nothing to draw."""
+    if path is None or not history.epochs:  # interrupted in the first epoch
+        return None
+    from .. import plotting
+    from ..files import replacing
+
+    with replacing(path) as temporary:
+        plotting.history(history, path=temporary)
+    echo(f"saved the curves to {path}")
+    return path
+
+
+def output_files(name: str, out: str | None, plot: str | None, no_save: bool) -> tuple[Path | None, Path | None]:
     """Where model and picture go."""
     import importlib.util
 
@@ -218,7 +252,7 @@ def _outputs(name: str, out: str | None, plot: str | None, no_save: bool) -> tup
     return model, picture
 
 
-def _savers(path: str | None, every_steps: int | None, every_minutes: float | None, resume: bool) -> list[Any]:
+def savers_for(path: str | None, every_steps: int | None, every_minutes: float | None, resume: bool) -> list[Any]:
     """What writes the checkpoints that the options ask for."""
     from ..training.resuming import TrainingCheckpoint
 
@@ -236,7 +270,7 @@ def _savers(path: str | None, every_steps: int | None, every_minutes: float | No
     return [TrainingCheckpoint(path, every_steps=every_steps, every_minutes=every_minutes)]
 
 
-def _default_rate(optimizer: str) -> float:
+def default_rate(optimizer: str) -> float:
     from .. import optimizers
 
     return optimizers.get(optimizer).default_lr
@@ -247,23 +281,3 @@ def _optimizer(recipe: Recipe) -> Any:
 
     # the rate belongs to the schedule, so that the model file keeps both
     return optimizers.get(recipe.optimizer, lr=optimizers.schedules.get({"name": recipe.schedule, "lr": recipe.lr}))
-
-
-def _build(recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> Any:
-    """Hidden layers, with dropout where it is wanted, and a linear output: the losses start from logits."""
-    from ..layers import Dense, Dropout, Flatten
-    from ..model import Sequential
-
-    layers: list[Any] = [Flatten()] if len(in_shape) > 1 else []
-    for width in recipe.layers:
-        layers.append(Dense(width, recipe.activation))
-        if recipe.dropout > 0:
-            layers.append(Dropout(recipe.dropout))
-    return Sequential([*layers, Dense(outputs)])
-
-
-def _describe(recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> str:
-    widths = [prod(in_shape), *recipe.layers, outputs]
-    parameters = sum((a + 1) * b for a, b in pairwise(widths))
-    dropout = f", dropout {recipe.dropout:g}" if recipe.dropout else ""
-    return f"{'-'.join(map(str, widths))}, {recipe.activation}{dropout}, {parameters:,} parameters"

@@ -17,8 +17,21 @@ import numpy as np
 from ..errors import DataError
 from .base import Dataset, Table, Task, take
 from .tables import as_numbers
+from .text import Text, Vocabulary, load_text, read_text, windows
 
-__all__ = ["NAMES", "Dataset", "Table", "as_numbers", "load", "take"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Table",
+    "Text",
+    "Vocabulary",
+    "as_numbers",
+    "load",
+    "load_text",
+    "read_text",
+    "take",
+    "windows",
+]
 
 NAMES = ("xor", "spiral", "digits", "fashion-mnist")
 FILE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".npy", ".npz")

@@ -10,7 +10,9 @@ import numpy as np
 from .. import activations
 from ..backends.formulas import ACTIVATIONS, LOSSES, softmax
 from ..kernels import step_state as S
+from .attention_operations import attention_operations
 from .recurrent_operations import add_recurrent
+from .spatial_operations import spatial_operations
 
 #: step method, names of its moments, options
 OPTIMIZERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -64,7 +66,9 @@ class Operations:
         self._rows()
         self._losses()
         self._optimizers()
+        attention_operations(self)
         add_recurrent(self)
+        spatial_operations(self)
 
     def run(self) -> None:
         """Make all calls."""
