@@ -88,6 +88,9 @@ class Program:
         mask = None if built.mask is None else self.layers[built.mask].out_mask
         for name, value in (("x", xs if built.layer.many else xs[0]), ("y", y), ("state", plan.state), ("mask", mask)):
             setattr(bound, name, value)
+        if built.layer.many:
+            owners = (plan.built[i].out_mask if i >= 0 else None for i in built.inputs)
+            vars(bound)["masks"] = [None if owner is None else self.layers[owner].out_mask for owner in owners]
         self.layers.append(bound)
         self._outputs.append(y)
 

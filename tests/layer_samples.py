@@ -70,7 +70,8 @@ SAMPLES: list[tuple[Layer, Any]] = [
     (nf.Chain([nf.Dense(3), nf.LayerNorm()], checkpoint=True, name="c"), STEPS),
     (nf.Residual([nf.Conv2D(2, 3, padding="same"), nf.BatchNorm()], nf.Conv2D(2, 1), name="res"), IMAGE),
     (nf.Parallel([nf.Dense(3), [nf.LSTM(2, return_sequences=True), nf.Dense(3, "tanh")]], "add"), STEPS),
-    (nf.TransformerBlock(2, 5, activation="relu", causal=True, rotary=True, norm="rms", dropout=0.1, bias=False), STEPS),
+    (nf.TransformerBlock(2, 5, activation="relu", causal=True, rotary=True, norm="rms", dropout=0.1), STEPS),
+    (nf.TransformerBlock(2, bias=False, checkpoint=True), STEPS),
 ]  # fmt: skip
 
 sample_ids = [repr(layer) for layer, _ in SAMPLES]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backends.formulas import position_angles
 from ..layers.attention import ROTARY_BASE
+from ..positions import position_angles
 from .onnx_graph import Graph, Node
 
 __all__ = ["cross_attention", "self_attention"]

@@ -131,6 +131,17 @@ def test_self_attention(tmp_path: Path, more: dict[str, Any], masked: bool) -> N
     np.testing.assert_allclose(computed(tmp_path / "m.onnx", x), model.predict(x, device="numpy"), **CLOSE)
 
 
+def test_masked_attention_of_another_sequence(tmp_path: Path) -> None:
+    words = nf.Input(6)
+    z = nf.Embedding(5, 4, mask_zero=True)(words)
+    model = nf.Model(words, nf.CrossAttention(2)(nf.Embedding(5, 4)(words), nf.Dense(3)(z))).build(seed=0)
+    check(randomised(model), tmp_path / "m.onnx")
+    x = np.array([[0] * 6, [1, 0, 3, 0, 0, 2]])
+    y = model.predict(x, device="numpy")
+    np.testing.assert_allclose(computed(tmp_path / "m.onnx", x), y, **CLOSE)
+    np.testing.assert_allclose(y[0], np.broadcast_to(model.get_weights()["crossattention.b_out"], (6, 4)), rtol=1e-6)
+
+
 def test_masked_features(tmp_path: Path) -> None:
     model = nf.Sequential([nf.Masking(-1.0), nf.Dense(3, "tanh"), nf.LSTM(3)]).build((5, 2), seed=0)
     model.export_onnx(tmp_path / "m.onnx")
