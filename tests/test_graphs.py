@@ -318,7 +318,7 @@ def test_errors_of_several_inputs_and_outputs():
         model.fit(X, y[:1], loss=LOSSES)
     with pytest.raises(ValueError, match="the model has 2 outputs, got 3 losses"):
         model.fit(X, y, loss=[*LOSSES, "huber"])
-    with pytest.raises(ValueError, match="output 0: class labels must be in 0..2, row 0 has 9"):
+    with pytest.raises(ValueError, match=r"output 0: class labels must be in 0..2, row 0 has 9"):
         model.fit(X, [np.full(70, 9), y[1]], loss=LOSSES)
     with pytest.raises(ValueError, match="X must be arrays of as many rows, got 70, 69"):
         model.fit([X[0], X[1][:69]], y, loss=LOSSES)
