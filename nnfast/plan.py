@@ -189,15 +189,14 @@ class Plan:
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
         first = None if self.outputs is None else self.outputs[: self.batch]
         kept = None if first is None else np.array(self.backend.to_numpy(first))
-        states = [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
+        states = self.carried()
         try:
             return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:
                 self.backend.copy(kept, out=first)
-            for slot, values in zip(self._carried, states, strict=True):
-                self.backend.copy(values, out=self.view(slot))
+            self.set_carried(states)
 
     def _program(self, rows: int) -> Program:
         program = self._programs.get(rows)
@@ -333,6 +332,24 @@ class Plan:
     def carries(self) -> bool:
         """Whether layers hand on a state from step to step."""
         return bool(self._carried)
+
+    def carried(self) -> list[np.ndarray]:
+        """Copies of what layers hand on from step to step, on the host."""
+        return [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
+
+    def set_carried(self, values: Sequence[np.ndarray]) -> None:
+        """Write what :meth:`carried` gave.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are others.
+        """
+        wanted = [slot.shape for slot in self._carried]
+        if (found := [value.shape for value in values]) != wanted:
+            raise ValueError(f"layers hand on arrays of shapes {wanted}, got {found}")
+        for slot, value in zip(self._carried, values, strict=True):
+            self.backend.copy(value.astype(slot.dtype), out=self.view(slot))
 
     def reset_states(self) -> None:
         """Set what layers hand on from step to step to zero."""

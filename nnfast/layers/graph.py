@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .base import BuildContext, Layer, Shape, TensorSpec
 
-__all__ = ["Block", "Built", "GraphBuilder", "Value", "build_chain", "chain_names", "outputs_of"]
+__all__ = ["Block", "Built", "GraphBuilder", "Value", "build_chain", "chain_names", "outputs_of", "within"]
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,23 @@ def chain_names(layers: Sequence[Layer]) -> list[str]:
     graph = GraphBuilder([])
     graph.reserve(layers)
     return [graph.name_of(layer) for layer in layers]
+
+
+def within(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """The layers, and those that they are made of."""
+    for layer in layers:
+        yield layer
+        for value in vars(layer).values():
+            yield from within(list(_layers_in(value)))
+
+
+def _layers_in(value: Any) -> Iterator[Layer]:
+    """A layer, or those in lists, and in lists of these."""
+    if isinstance(value, Layer):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _layers_in(each)
 
 
 def _trained(specs: Sequence[TensorSpec]) -> list[tuple[str, Shape]]:
