@@ -185,6 +185,8 @@ def test_errors_of_graphs():
         nf.Parallel([nf.Dense(2), nf.Dense(2)], "max")
     with pytest.raises(TypeError, match="Residual: inner must be layers, not str"):
         nf.Residual(["relu"])
+    with pytest.raises(ValueError, match="GlobalAvgPool1D does not leave out the steps that embedding masks"):
+        nf.Sequential([nf.Embedding(5, 3, mask_zero=True), nf.Dense(2), nf.GlobalAvgPool1D()]).build(4)
     with pytest.raises(
         ValueError, match=r"layer 1 \(residual/add\): Add takes inputs of one shape, got \(3,\), \(4,\)"
     ):

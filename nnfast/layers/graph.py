@@ -190,6 +190,9 @@ class GraphBuilder:
         try:
             if not layer.many and len(inputs) != 1:
                 raise ValueError(f"{type(layer).__name__} takes one input, got {len(inputs)}")
+            if layer.refuses_mask and inputs[0].mask is not None:
+                kind, source = type(layer).__name__, self.nodes[inputs[0].mask].name
+                raise ValueError(f"{kind} does not leave out the steps that {source} masks")
             made = layer.build(list(shapes) if layer.many else shapes[0], ctx)  # type: ignore[arg-type]
             out_shape = tuple(int(n) for n in made)
             owner = self._owners.get(id(layer))
