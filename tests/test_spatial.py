@@ -188,10 +188,6 @@ def test_config_round_trip(layer):
     assert (first.out_shape, first.specs) == (second.out_shape, second.specs)
 
 
-def test_every_layer_is_described():
-    assert {type(layer) for layer in DESCRIBED} == set(layers.SPATIAL)
-
-
 def test_repr_shows_what_was_given():
     assert repr(nf.Conv2D(4, (3, 3), stride=(1, 1))) == "Conv2D(filters=4, kernel_size=3)"
     assert repr(nf.Conv1D(4, 3, padding=(2, 2))) == "Conv1D(filters=4, kernel_size=3, padding=2)"
