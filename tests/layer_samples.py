@@ -6,6 +6,8 @@ import copy
 from math import prod
 from typing import Any
 
+import numpy as np
+
 import nnfast as nf
 from nnfast.layers import Layer
 
@@ -89,6 +91,15 @@ def model_of(layer: Layer, shape: Any) -> nf.Model:
         x = nf.Input(3)
         return nf.Model(x, result_of(layer, shape, x)).build(seed=0)
     return nf.Sequential([layer]).build(shape, seed=0)
+
+
+def randomised(model: Any) -> Any:
+    """Weights that are not those of the start, such as biases of zero; a table that is no weight stays."""
+    rng = np.random.default_rng(1)
+    tables = {f"{b.name}.P" for b in model.built if getattr(b.layer, "kind", "") == "sinusoidal"}
+    drawn = {k: v + 0.3 * rng.random(v.shape) * (k not in tables) for k, v in model.get_weights().items()}
+    model.set_weights(drawn)
+    return model
 
 
 def is_stateful(layer: Layer) -> bool:

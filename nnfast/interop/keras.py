@@ -7,32 +7,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..layers import Dense
+from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
+from ..layers.graph import Built
 from ..network import Network
+from .keras_weights import KINDS, is_part, named, read
 from .weights import ForeignLayer, arranged, by_name, load
 
 __all__ = ["load_weights"]
 
-# Names of nnfast's arrays by Keras's, and by their places in a layer where a file has no names
-_NAMES = {
-    "kernel": "W",
-    "bias": "b",
-    "gamma": "gamma",
-    "beta": "beta",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-_PLACES = {
-    "dense": ("W", "b"),
-    "batch_normalization": ("gamma", "beta", "running_mean", "running_var"),
-    "layer_normalization": ("gamma", "beta"),
-}
 _IN_KERAS = "model.weights.h5"
 
 
@@ -78,11 +68,19 @@ def load_weights(model: Network, path: str | os.PathLike[str]) -> None:
     if not layers:
         raise ValueError(f"{path} has no weights of layers that nnfast has")
     if not model.is_built:
-        units = next((layer.units for layer in model.layers if isinstance(layer, Dense)), None)
-        first = next((e.arrays["W"] for e in layers if "W" in e.arrays and e.arrays["W"].shape[1:] == (units,)), None)
-        if first is not None:
-            model.build(first.shape[0], dtype="float64" if first.dtype == np.float64 else "float32")
+        _build_by(model, layers)
     load(model, layers if ordered else arranged(model, layers), str(path))
+
+
+def _build_by(model: Network, layers: list[ForeignLayer]) -> None:
+    """Build a model that begins with a dense layer, for the inputs that its weights have."""
+    simple = (Activation, BatchNorm, Dropout, Flatten, LayerNorm)
+    first = next((layer for layer in model.layers if not isinstance(layer, simple)), None)
+    if isinstance(first, Dense):
+        kernels = (layer.arrays["kernel"] for layer in layers if "kernel" in layer.arrays)
+        W = next((W for W in kernels if W.shape[1:] == (first.units,)), None)
+        if W is not None:
+            model.build(W.shape[0], dtype="float64" if W.dtype == np.float64 else "float32")
 
 
 def _layers_of(file: Any) -> tuple[list[ForeignLayer], bool]:
@@ -90,34 +88,50 @@ def _layers_of(file: Any) -> tuple[list[ForeignLayer], bool]:
     root = file.get("model_weights", file)
     names = root.attrs.get("layer_names")
     if names is not None:
-        layers = [_named(root[_text(name)], _text(name)) for name in names]
-        return [layer for layer in layers if layer.arrays], True
-    found: list[ForeignLayer] = []
+        return [layer for name in names for layer in _with_names(root[_text(name)], _text(name))], True
+    found: dict[str, dict[str, np.ndarray]] = {}
 
     def visit(name: str, item: Any) -> None:
         parts = name.split("/")
-        if parts[-1] == "vars" and parts[0] != "optimizer" and len(item):
-            kind = parts[-2].rstrip("0123456789").rstrip("_")
-            arrays = [np.asarray(item[key]) for key in sorted(item, key=int)]
-            places = _PLACES.get(kind, tuple(map(str, range(len(arrays)))))
-            if len(arrays) > len(places):
-                places += tuple(map(str, range(len(places), len(arrays))))
-            found.append(ForeignLayer("/".join(parts[:-1]), dict(zip(places, arrays, strict=False))))
+        # What a layer draws at random has a state of its own
+        if parts[-1] != "vars" or parts[0] == "optimizer" or "seed_generator" in parts or not len(item):
+            return
+        # layers/functional/layers/dense/...: what follows the last of these is part of a layer
+        end = len(parts) - parts[::-1].index("layers") + 1 if "layers" in parts else len(parts) - 1
+        kind, part = _kind(parts[end - 1]), "/".join(parts[end:-1])
+        own = found.setdefault("/".join(parts[:end]), {})
+        own |= {named(kind, part, int(key)): np.asarray(item[key]) for key in sorted(item, key=int)}
 
     file.visititems(visit)
-    # What a layer draws at random has a state of its own
-    found = [layer for layer in found if "seed_generator" not in layer.name]
-    return sorted(found, key=lambda layer: by_name(layer.name)), False
+    layers = [ForeignLayer(name, own, partial(_read_kind, _kind(name))) for name, own in found.items()]
+    return sorted(layers, key=lambda layer: by_name(layer.name)), False
+
+
+def _kind(name: str) -> str:
+    """The kind of a layer, from the name that a file gives it."""
+    last = name.rpartition("/")[2]
+    return last if last in KINDS else re.sub(r"_\d+$", "", last)
+
+
+def _read_kind(kind: str, built: Built, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return read(built, arrays, kind)
 
 
 def _text(name: Any) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _named(group: Any, layer: str) -> ForeignLayer:
-    """A layer of the older format, in which weights have names such as ``dense/kernel:0``."""
-    arrays = {}
+def _with_names(group: Any, layer: str) -> list[ForeignLayer]:
+    """The layers in an entry of the older format, in which weights have names such as ``dense/kernel:0``.
+
+    A model within a model is one entry: its layers follow its name.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
     for name in map(_text, group.attrs.get("weight_names", ())):
-        last = name.rpartition("/")[2].partition(":")[0]
-        arrays[_NAMES.get(last, last)] = np.asarray(group[name])
-    return ForeignLayer(layer, arrays)
+        *parts, last = name.partition(":")[0].split("/")
+        # Parts of a layer, such as a cell, follow the layer's name
+        depth = next((k for k, part in enumerate(parts) if is_part(part)), len(parts))
+        owner, inner = parts[:depth], parts[depth:]
+        own = found.setdefault("/".join(owner) or layer, {})
+        own["/".join([*inner, last])] = np.asarray(group[name])
+    return [ForeignLayer(owner, own, read) for owner, own in found.items()]

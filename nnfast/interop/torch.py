@@ -1,22 +1,31 @@
-"""PyTorch: state dicts in and out, ``nn.Sequential`` from and to a model.
+"""PyTorch: state dicts in and out, modules from and to a model.
 
 Names and layouts are PyTorch's: ``0.weight`` of shape (outputs, inputs), ``0.bias``; activations and dropout are
-modules of their own and count in the numbers. Reading weights does not import PyTorch.
+modules of their own and count in the numbers. Images have their channels first in PyTorch, (n, channels, height,
+width), and last in nnfast: modules take and give them in PyTorch's layout, and the weights behind a flattened image are
+reordered. Reading weights does not import PyTorch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import activations
-from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
+from ..layers import Activation, Add, BatchNorm, Concat, Dense, Dropout, Flatten, LayerNorm
+from ..layers.attention import AttentionLayer
+from ..layers.bidirectional import Bidirectional
+from ..layers.convolution import ConvolutionLayer
+from ..layers.graph import Built
+from ..layers.recurrent import Recurrent
 from ..model import Sequential
 from ..network import Network
+from .torch_layout import FIRST, LAST, Place, places
+from .torch_weights import grouped, read
 from .weights import ForeignLayer, arranged, by_name, load
 
 if TYPE_CHECKING:
@@ -24,29 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["from_module", "load_state_dict", "state_dict", "to_module"]
-
-# PyTorch's names for what nnfast calls ...; num_batches_tracked is a count that nothing here needs
-_OF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"}
-_IGNORED = ("num_batches_tracked",)
-
-# Activations as modules: the class's name, its arguments from the one parameter, and that parameter from a module
-_MODULES: dict[str, tuple[str, Callable[[float], dict[str, Any]]]] = {
-    "relu": ("ReLU", lambda alpha: {}),
-    "leaky_relu": ("LeakyReLU", lambda alpha: {"negative_slope": alpha}),
-    "elu": ("ELU", lambda alpha: {"alpha": alpha}),
-    "selu": ("SELU", lambda alpha: {}),
-    "sigmoid": ("Sigmoid", lambda alpha: {}),
-    "tanh": ("Tanh", lambda alpha: {}),
-    "softplus": ("Softplus", lambda alpha: {}),
-    "softsign": ("Softsign", lambda alpha: {}),
-    "gelu": ("GELU", lambda alpha: {"approximate": "none"}),
-    "gelu_tanh": ("GELU", lambda alpha: {"approximate": "tanh"}),
-    "silu": ("SiLU", lambda alpha: {}),
-    "mish": ("Mish", lambda alpha: {}),
-    "hard_sigmoid": ("Hardsigmoid", lambda alpha: {}),
-    "hard_swish": ("Hardswish", lambda alpha: {}),
-    "softmax": ("Softmax", lambda alpha: {"dim": -1}),
-}
 
 
 # ---- weights -----------------------------------------------------------------------------------------------
@@ -57,10 +43,13 @@ def load_state_dict(model: Network, state: Mapping[str, Any] | str | os.PathLike
     and so on will do, if it defines its layers in the order in which it uses them. A file has lost that order: there
     a layer gets the first weights, by name, that fit it.
 
+    Two biases that PyTorch adds become one; a stack of recurrent layers in one module is several layers here, and
+    ``nn.MultiheadAttention`` one. Where a layer follows a flattened image, its weights are reordered.
+
     Parameters
     ----------
-    model : Sequential
-        Built, or with a first layer that the first weight tells the inputs of.
+    model : Model
+        Built, or dense with a first layer that the first weight tells the inputs of.
     state : mapping or path_like
         ``module.state_dict()``, with tensors or arrays; or a ``.safetensors`` file.
 
@@ -79,16 +68,30 @@ def load_state_dict(model: Network, state: Mapping[str, Any] | str | os.PathLike
         if not Path(state).is_file():
             raise FileNotFoundError(f"there is no file {source}")
         state = load_file(state)
-    layers = _layers_of({name: _array(value) for name, value in state.items()})
+    groups = grouped({name: _array(value) for name, value in state.items()})
+    if not model.is_built:
+        _build_by(model, groups)
+    orders = {place.built.index: place.taken.order for place in places(model.built)}
+    layers = [ForeignLayer(name, arrays, partial(_read, orders)) for name, arrays in groups.items()]
     if in_file:
         layers.sort(key=lambda layer: by_name(layer.name))
-    if not model.is_built:
-        units = next((layer.units for layer in model.layers if isinstance(layer, Dense)), None)
-        weights = (layer.arrays["W"] for layer in layers if "W" in layer.arrays)
-        first = next((W for W in weights if W.shape[1] == units), None)
-        if first is not None:
-            model.build(first.shape[0], dtype="float64" if first.dtype == np.float64 else "float32")
     load(model, arranged(model, layers) if in_file else layers, source)
+
+
+def _read(orders: Mapping[int, Any], built: Built, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return read(built, arrays, orders[built.index])
+
+
+def _build_by(model: Network, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Build a model that begins with a dense layer, for the inputs that its weights have."""
+    simple = (Activation, BatchNorm, Dropout, Flatten, LayerNorm)
+    first = next((layer for layer in model.layers if not isinstance(layer, simple)), None)
+    if not isinstance(first, Dense):
+        return
+    weights = (own["weight"] for own in groups.values() if "weight" in own)
+    W = next((W for W in weights if W.ndim == 2 and W.shape[0] == first.units), None)
+    if W is not None:
+        model.build(W.shape[1], dtype="float64" if W.dtype == np.float64 else "float32")
 
 
 def _array(value: Any) -> np.ndarray:
@@ -99,25 +102,6 @@ def _array(value: Any) -> np.ndarray:
             value = value.float()
         return np.asarray(value.numpy())
     return np.asarray(value)
-
-
-def _layers_of(state: Mapping[str, np.ndarray]) -> list[ForeignLayer]:
-    """The groups of a state dict, in the order of their first appearance."""
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in state.items():
-        prefix, _, name = key.rpartition(".")
-        if name not in _IGNORED:
-            groups.setdefault(prefix, {})[name] = array
-    layers = []
-    for prefix, arrays in groups.items():
-        weight = arrays.get("weight")
-        if weight is not None and weight.ndim == 2:  # of a linear module; others have vectors
-            own = {"W": weight.T} | ({"b": arrays["bias"]} if "bias" in arrays else {})
-            own |= {name: array for name, array in arrays.items() if name not in ("weight", "bias")}
-        else:
-            own = {_OF_NORM.get(name, name): array for name, array in arrays.items()}
-        layers.append(ForeignLayer(prefix, own))
-    return layers
 
 
 def state_dict(model: Network) -> dict[str, torch.Tensor]:
@@ -133,97 +117,144 @@ def state_dict(model: Network) -> dict[str, torch.Tensor]:
     ValueError
         If a layer has no counterpart in PyTorch.
     """
-    import torch
-
-    found: dict[str, torch.Tensor] = {}
-    weights = model.get_weights()
-    for number, (name, layer, _) in enumerate(_described(model)):
-        if isinstance(layer, Dense):
-            found[f"{number}.weight"] = torch.from_numpy(np.ascontiguousarray(weights[f"{name}.W"].T))
-            if layer.bias:
-                found[f"{number}.bias"] = torch.from_numpy(weights[f"{name}.b"])
-        elif isinstance(layer, (LayerNorm, BatchNorm)):
-            for theirs, ours in _OF_NORM.items():
-                if f"{name}.{ours}" in weights:
-                    found[f"{number}.{theirs}"] = torch.from_numpy(weights[f"{name}.{ours}"])
-            if isinstance(layer, BatchNorm):
-                found[f"{number}.num_batches_tracked"] = torch.tensor(model.training_state.step)
-    return found
+    return dict(_module(model).state_dict())
 
 
 # ---- architectures -------------------------------------------------------------------------------------------
-def _described(model: Network) -> list[tuple[str, Layer, activations.Activation | None]]:
-    """A model's layers as PyTorch counts them: the activation of a dense layer is a module of its own."""
-    found: list[tuple[str, Layer, activations.Activation | None]] = []
-    for built in model.built:
-        layer = built.layer
-        if isinstance(layer, Activation):
-            found.append((built.name, layer, layer.activation))
-        elif isinstance(layer, (Dense, LayerNorm, BatchNorm, Dropout, Flatten)):
-            found.append((built.name, layer, None))
-        else:
-            raise ValueError(
-                f"layer {built.index} ({built.name}): {type(layer).__name__} has no counterpart in PyTorch"
-            )
-        if isinstance(layer, Dense) and layer.activation.name != "identity":
-            found.append((built.name, Activation(layer.activation), layer.activation))
-    return found
+def to_module(model: Network) -> nn.Module:
+    """A module that computes what the model's ``predict`` does, with copies of its weights, in evaluation mode.
 
+    Images, and sequences in front of a convolution, have their channels first there, as PyTorch has them: where the
+    first layer that cares is a spatial one, the module takes (n, channels, height, width), or (n, channels, steps). It
+    gives them likewise where the last value is such a one.
 
-def to_module(model: Network) -> nn.Sequential:
-    """A ``torch.nn.Sequential`` that computes what the model's ``predict`` does, with copies of its weights.
+    Returns
+    -------
+    nn.Module
+        A ``torch.nn.Sequential`` for a chain of layers, else a module that calls its parts in order. Layers that
+        PyTorch has no module for, or one with several results, are small modules of nnfast.
 
     Raises
     ------
     ValueError
-        If a layer has no counterpart in PyTorch.
+        If a layer has no counterpart in PyTorch: a GRU that resets before the product, a state that lasts, or a
+        recurrent layer or attention with masked steps.
     """
+    for node in model.built:
+        if why := _beyond(model, node):
+            raise ValueError(f"layer {node.index} ({node.name}): {type(node.layer).__name__} {why}")
+    return _module(model)
+
+
+def _beyond(model: Network, node: Built) -> str:
+    """What a layer does that its module does not."""
+    masks = [model.built[i].out_mask for i in node.inputs if i >= 0]
+    if isinstance(node.layer, (Recurrent, Bidirectional, AttentionLayer)) and any(m is not None for m in masks):
+        return "has masked steps, which have no counterpart in PyTorch"
+    inner = node.layer.layer if isinstance(node.layer, Bidirectional) else node.layer
+    return "with stateful=True has no counterpart in PyTorch" if getattr(inner, "stateful", False) else ""
+
+
+def _module(model: Network) -> nn.Module:
     import torch
     from torch import nn
 
-    dtype = getattr(torch, model.dtype.name)
-    modules: list[nn.Module] = []
-    weights = model.get_weights()
-    for name, layer, activation in _described(model):
-        if activation is not None:
-            modules.append(_activation_module(activation))
-        elif isinstance(layer, Dense):
-            inputs, outputs = weights[f"{name}.W"].shape
-            modules.append(nn.Linear(inputs, outputs, bias=layer.bias, dtype=dtype))
-        elif isinstance(layer, LayerNorm):
-            modules.append(nn.LayerNorm(len(weights[f"{name}.gamma"]), eps=layer.eps, dtype=dtype))
-        elif isinstance(layer, BatchNorm):
-            features = len(weights[f"{name}.gamma"])
-            modules.append(nn.BatchNorm1d(features, eps=layer.eps, momentum=layer.momentum, dtype=dtype))
-        elif isinstance(layer, Dropout):
-            modules.append(nn.Dropout(layer.rate))
-        else:
-            modules.append(nn.Flatten())
-    module = nn.Sequential(*modules)
-    module.load_state_dict(state_dict(model))
+    from .torch_modules import MODULES, modules_of
+    from .torch_parts import Graph
+
+    weights: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in model.get_weights().items():
+        owner, _, own = name.rpartition(".")
+        weights.setdefault(owner, {})[own] = value
+    made: list[list[nn.Module]] = []
+    around = places(model.built)
+    for place in around:
+        node = place.built
+        where = f"layer {node.index} ({node.name})"
+        if type(node.layer) not in MODULES:
+            raise ValueError(f"{where}: {type(node.layer).__name__} has no counterpart in PyTorch")
+        if node.owner != node.index:
+            _check_alike(model.built[node.owner], node, where)
+            made.append(made[node.owner])
+            continue
+        try:
+            made.append(modules_of(place, weights.get(node.name, {})))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if all(n.inputs == (n.index - 1,) and n.owner == n.index for n in model.built):
+        chain = [m for p, own in zip(around, made, strict=True) for m in (*_conversions(p, 0), *own)]
+        module: nn.Module = nn.Sequential(*chain)
+    else:
+        module = Graph(*_calls(around, made))
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.num_batches_tracked = torch.tensor(model.training_state.step)
     return module.eval()
 
 
-def _activation_module(activation: activations.Activation) -> nn.Module:
+def _check_alike(owner: Built, node: Built, where: str) -> None:
+    """Whether one module does for both places of a layer."""
+    whole = isinstance(node.layer, ConvolutionLayer)  # whose borders may depend on the size
+    if len(owner.in_shape) != len(node.in_shape) or (whole and owner.in_shape != node.in_shape):
+        raise ValueError(f"{where}: one module of PyTorch is not for inputs of {owner.in_shape} and {node.in_shape}")
+
+
+def _conversions(place: Place, which: int) -> list[nn.Module]:
+    """What brings an input to the layout that it is taken in."""
+    from .torch_parts import ChannelsFirst, ChannelsLast, Reorder
+
+    given, taken = place.given[which], place.taken
+    if given.flat is not None and taken == LAST:
+        return [Reorder(given.flat)]
+    if given.first and not taken.first:
+        return [ChannelsLast()]
+    return [ChannelsFirst()] if taken.first and not given.first else []
+
+
+def _calls(around: list[Place], made: list[list[nn.Module]]) -> tuple[list[Any], list[list[int]], list[int]]:
+    """Parts, what each is called on, and the axes of concatenations, as :class:`~.torch_parts.Graph` takes them."""
     from torch import nn
 
-    if activation.name == "identity":
-        return nn.Identity()
-    kind, arguments = _MODULES[activation.name]
-    module: nn.Module = getattr(nn, kind)(**arguments(activation.alpha))
-    return module
+    calls: list[Any] = []
+    sources: list[list[int]] = []
+    axes: list[int] = []
+    results: list[int] = []  # the call that gives each node's result
+    whole: dict[int, nn.Module] = {}
+
+    def add(part: Any, given: list[int], axis: int = -1) -> int:
+        calls.append(part)
+        sources.append(given)
+        axes.append(axis)
+        return len(calls) - 1
+
+    for place, modules in zip(around, made, strict=True):
+        node = place.built
+        given = [results[i] if i >= 0 else i for i in node.inputs]
+        for which in range(len(given)):
+            for conversion in _conversions(place, which):
+                given[which] = add(conversion, [given[which]])
+        if isinstance(node.layer, (Add, Concat)):
+            part: Any = "add" if isinstance(node.layer, Add) else "concat"
+        elif node.owner in whole:
+            part = whole[node.owner]
+        else:
+            part = whole[node.index] = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+        results.append(add(part, given, 1 if place.taken == FIRST else -1))
+    return calls, sources, axes
 
 
 def from_module(module: nn.Sequential, in_shape: int | tuple[int, ...] | None = None) -> Sequential:
-    """A model with the layers and weights of a ``torch.nn.Sequential``; an activation joins the linear layer before it.
+    """A model with the layers and weights of a ``torch.nn.Sequential``; an activation joins the layer before it.
 
     Parameters
     ----------
     module : nn.Sequential
-        Of Linear, activations, Dropout, BatchNorm1d, LayerNorm over the last axis, Flatten, Identity, and of
-        Sequentials of these.
+        Of Linear, Conv1d, Conv2d, ConvTranspose2d, pooling, ZeroPad, Upsample, normalisation, Dropout, Embedding,
+        activations, Flatten, Identity, of what :func:`to_module` adds to these for sequences, and of Sequentials of
+        all that.
     in_shape : int or tuple of int, optional
-        Shape of one input row; by default the inputs of the first linear module.
+        Shape of one input row of the model, with the channels last; by default the inputs of the first linear module,
+        where nothing before it takes images or sequences.
 
     Returns
     -------
@@ -235,71 +266,13 @@ def from_module(module: nn.Sequential, in_shape: int | tuple[int, ...] | None = 
     ValueError
         If a module, or an argument of one, has no counterpart here, or the shape of inputs is not known.
     """
-    layers: list[Layer] = []
-    for name, part in _flat(module):
-        kind = type(part).__name__
-        if kind == "Identity":
-            continue
-        if kind == "Linear":
-            layers.append(Dense(part.out_features, bias=part.bias is not None))
-        elif (activation := _activation_of(part)) is not None:
-            last = layers[-1] if layers else None
-            if isinstance(last, Dense) and last.activation.name == "identity":
-                layers[-1] = Dense(last.units, activation, bias=last.bias)
-            else:
-                layers.append(Activation(activation))
-        else:
-            layers.append(_layer_of(name, part))
+    from .torch_import import first_features, layers_of
+
+    layers = layers_of(module)
     if in_shape is None:
-        first = next((part for _, part in _flat(module) if type(part).__name__ == "Linear"), None)
-        if first is None:
-            raise ValueError("the shape of the inputs is not known: give in_shape, as no module is linear")
-        in_shape = first.in_features
+        in_shape = first_features(module)
     state = module.state_dict()
     double = any(str(value.dtype) == "torch.float64" for value in state.values())
-    model = Sequential(layers).build(in_shape, dtype="float64" if double else "float32", initialise=False)
+    model = Sequential(layers).build(in_shape, dtype="float64" if double else "float32", seed=0)
     load_state_dict(model, state)
     return model
-
-
-def _flat(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
-    """All modules in their order, with those of inner Sequentials in place of these."""
-    if type(module).__name__ != "Sequential":
-        return [(prefix, module)]
-    return [
-        found for name, part in module.named_children() for found in _flat(part, f"{prefix}.{name}" if prefix else name)
-    ]
-
-
-def _activation_of(part: Any) -> activations.Activation | None:
-    """The activation that a module applies, ``None`` for other modules."""
-    kind = type(part).__name__
-    for name, (theirs, arguments) in _MODULES.items():
-        if theirs != kind:
-            continue
-        alpha = {"LeakyReLU": "negative_slope", "ELU": "alpha"}.get(kind)
-        value = float(getattr(part, alpha)) if alpha else 0.0
-        wanted = arguments(value)
-        if kind == "Softmax" and part.dim == 1:
-            wanted = {"dim": 1}  # of a matrix, the last one
-        if all(getattr(part, key) == v for key, v in wanted.items()) and _plain(part):
-            return activations.get(f"{name}({value!r})" if alpha else name)
-    return None
-
-
-def _plain(part: Any) -> bool:
-    """Whether the arguments that have no counterpart have their default."""
-    return (getattr(part, "beta", 1) == 1) and (type(part).__name__ != "Softplus" or part.threshold == 20)
-
-
-def _layer_of(name: str, part: Any) -> Layer:
-    kind = type(part).__name__
-    if kind == "Dropout":
-        return Dropout(part.p)
-    if kind == "Flatten" and (part.start_dim, part.end_dim) == (1, -1):
-        return Flatten()
-    if kind == "LayerNorm" and len(part.normalized_shape) == 1 and part.elementwise_affine and part.bias is not None:
-        return LayerNorm(part.eps)
-    if kind == "BatchNorm1d" and part.affine and part.track_running_stats and part.momentum:
-        return BatchNorm(part.momentum, part.eps)
-    raise ValueError(f"module {name}: {part} has no counterpart in nnfast")

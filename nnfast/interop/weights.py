@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,24 +16,42 @@ __all__ = ["ForeignLayer", "arranged", "by_name", "load", "with_weights"]
 
 @dataclass(frozen=True)
 class ForeignLayer:
-    """One layer's arrays, named and laid out as nnfast's layers have them.
+    """One layer's arrays, as the other library has them.
 
     Attributes
     ----------
     name : str
         What the other library calls the layer; for messages.
     arrays : dict of str to ndarray
-        By the names of nnfast's layer: ``W`` (inputs, outputs) and ``b``; ``gamma``, ``beta``; ``running_mean``,
-        ``running_var``.
+        By the other library's names.
+    read : callable
+        From a node and `arrays` to the arrays by the names and in the layout of the node's layer; those that it does
+        not have keep their names.
     """
 
     name: str
     arrays: dict[str, np.ndarray]
+    read: Callable[[Built, dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+    def for_layer(self, built: Built) -> dict[str, np.ndarray]:
+        """The arrays as a layer has them."""
+        return self.read(built, self.arrays)
+
+    def fits(self, built: Built) -> bool:
+        """Whether these are the arrays of a layer, by their names and shapes."""
+        try:
+            return {name: array.shape for name, array in self.for_layer(built).items()} == _shapes(built)
+        except ValueError:
+            return False
+
+
+def _shapes(built: Built) -> dict[str, tuple[int, ...]]:
+    return {spec.name: spec.shape for spec in built.specs if spec.kind in ("param", "buffer")}
 
 
 def with_weights(model: Network) -> list[Built]:
-    """The layers of a built model that have parameters or buffers."""
-    return [b for b in model.built if any(spec.kind in ("param", "buffer") for spec in b.specs)]
+    """The layers of a built model that have parameters, each one once."""
+    return [b for b in model.built if b.has_parameters and b.owner == b.index]
 
 
 def by_name(name: str) -> list[tuple[bool, int, str]]:
@@ -49,8 +67,7 @@ def arranged(model: Network, layers: Sequence[ForeignLayer]) -> list[ForeignLaye
     rest = sorted(layers, key=lambda layer: by_name(layer.name))
     result = []
     for built in with_weights(model):
-        expected = {s.name: s.shape for s in built.specs if s.kind in ("param", "buffer")}
-        fitting = [layer for layer in rest if {k: v.shape for k, v in layer.arrays.items()} == expected]
+        fitting = [layer for layer in rest if layer.fits(built)]
         if fitting:
             result.append(fitting[0])
             rest = [layer for layer in rest if layer is not fitting[0]]
@@ -71,15 +88,19 @@ def load(model: Network, layers: Sequence[ForeignLayer], source: str) -> None:
             f"the model has {len(own)} layers with weights ({', '.join(b.name for b in own)}), {source} has "
             f"{len(layers)} ({', '.join(layer.name for layer in layers)})"
         )
-    values: dict[str, np.ndarray] = {}
+    values = model.get_weights()  # for buffers that are the same in every model
     for built, layer in zip(own, layers, strict=True):
-        expected = {s.name: s.shape for s in built.specs if s.kind in ("param", "buffer")}
+        expected = _shapes(built)
         where = f"{layer.name!r} of {source} does not fit layer {built.name}, {built.layer!r}"
-        missing, unknown = sorted(expected.keys() - layer.arrays.keys()), sorted(layer.arrays.keys() - expected.keys())
+        try:
+            arrays = layer.for_layer(built)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        missing, unknown = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
         if missing or unknown:
             raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
         for name, shape in expected.items():
-            array = layer.arrays[name]
+            array = arrays[name]
             if array.shape != shape:
                 raise ValueError(f"{where}: its {name} has shape {array.shape}, expected {shape}")
             values[f"{built.name}.{name}"] = array

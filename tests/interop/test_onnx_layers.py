@@ -10,7 +10,7 @@ import pytest
 
 import nnfast as nf
 from nnfast import layers
-from tests.layer_samples import SAMPLES, is_stateful, model_of, model_of_all, sample_ids
+from tests.layer_samples import SAMPLES, is_stateful, model_of, model_of_all, randomised, sample_ids
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -22,13 +22,6 @@ def computed(path: Path, x: np.ndarray) -> np.ndarray:
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     [found] = session.run(None, {session.get_inputs()[0].name: x})
     return np.asarray(found)
-
-
-def randomised(model: Any, seed: int = 1) -> Any:
-    """Weights that are not those of the start, such as biases of zero."""
-    rng = np.random.default_rng(seed)
-    model.set_weights({k: v + 0.3 * rng.random(v.shape) for k, v in model.get_weights().items()})
-    return model
 
 
 def inputs(model: Any, rows: int, vocabulary: int = 5) -> np.ndarray:

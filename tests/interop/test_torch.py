@@ -176,7 +176,7 @@ def test_nested_modules_and_those_that_do_nothing() -> None:
     ("module", "message"),
     [
         (nn.Sequential(nn.Linear(4, 3), nn.PReLU()), r"module 1: PReLU.*no counterpart"),
-        (nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3))), r"module 0\.0: Conv2d.*no counterpart"),
+        (nn.Sequential(nn.Sequential(nn.Conv3d(1, 2, 3))), r"module 0\.0: Conv3d.*no counterpart"),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)), r"module 1: BatchNorm1d"),
         (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm((2, 3))), r"module 1: LayerNorm"),
         (nn.Sequential(nn.Linear(4, 3), nn.Softplus(beta=2)), r"module 1: Softplus"),

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 import nnfast as nf
-from tests.layer_samples import SAMPLES, model_of, model_of_all, sample_ids
-
-
-def randomised(model: Any) -> Any:
-    rng = np.random.default_rng(1)
-    model.set_weights({k: v + 0.3 * rng.random(v.shape) for k, v in model.get_weights().items()})
-    return model
+from tests.layer_samples import SAMPLES, model_of, model_of_all, randomised, sample_ids
 
 
 def there_and_back(model: Any, path: Path) -> Any:
