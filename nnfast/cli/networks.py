@@ -26,7 +26,9 @@ def network(kind: str, recipe: Recipe, in_shape: tuple[int, ...], outputs: int) 
     outputs : int
         Numbers that come out.
     """
-    layers = _convolutions(recipe, in_shape) if kind == "cnn" else [Flatten()] if len(in_shape) > 1 else []
+    layers: list[Layer] = [Flatten()] if len(in_shape) > 1 else []
+    if kind == "cnn":
+        layers = _convolutions(recipe, in_shape)
     for width in recipe.layers if kind == "mlp" else [recipe.units] if recipe.units else []:
         layers.append(Dense(width, recipe.activation))
         if recipe.dropout > 0:
