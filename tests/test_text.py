@@ -213,8 +213,9 @@ class TestBits:
         codes = np.random.default_rng(3).integers(0, CLASSES, 17)
         found = bits(model, codes)
         assert found.shape == (16,)
-        for place in range(16):  # a window's second half is measured, of the first one all
-            start = 0 if place < STEPS else STEPS // 2 * ((place - STEPS) // (STEPS // 2) + 1)
+        stride = STEPS - 3 * STEPS // 4
+        for place in range(16):  # a window's last quarter is measured, of the first one all
+            start = 0 if place < STEPS else stride * ((place - STEPS) // stride + 1)
             x = np.zeros((1, STEPS), np.int64)
             seen = codes[start : place + 1]
             x[0, : len(seen)] = seen
