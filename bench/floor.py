@@ -8,8 +8,9 @@ from pathlib import PurePath
 import numpy as np
 
 from .. import blas
-from .contenders.plain_numpy import PlainNumpy
+from .contenders import ENTRIES
 from .process import peak_memory
+from .products import Operands, Product
 from .workloads import Workload, initial_weights, make_data, prediction_rows
 
 __all__ = ["FloorSession", "flops", "products", "traffic"]
@@ -17,22 +18,17 @@ __all__ = ["FloorSession", "flops", "products", "traffic"]
 PEAK_SIZE = 2048  # of the square product that the peak is measured with
 PEAK_PRODUCTS = 3
 
-Product = tuple[int, int, int]
-
 
 def products(workload: Workload, rows: int) -> list[Product]:
     """(m, k, n) of each product of a step on so many rows: forward, dW, and dx but for the first layer.
 
     Where predictions are timed, those of the forward pass alone.
     """
-    found = [(rows, inputs, outputs) for inputs, outputs in workload.layers]
+    layers = workload.products(rows)
+    found = [shape for layer in layers for shape in layer.forward]
     if workload.predict:
         return found
-    for layer, (inputs, outputs) in reversed(list(enumerate(workload.layers))):
-        found.append((inputs, rows, outputs))
-        if layer:
-            found.append((rows, outputs, inputs))
-    return found
+    return found + [shape for layer in reversed(layers) for shape in layer.backward]
 
 
 def steps_of(workload: Workload) -> list[int]:
@@ -74,34 +70,26 @@ class FloorSession:
         self.workload, self.threads = workload, threads
 
     def reference(self, steps: int) -> np.ndarray:
-        """The plain NumPy network's predictions, or its losses in the first steps without dropout."""
+        """The plain NumPy network's predictions, or its losses in the first steps without dropout.
+
+        Layers that it does not have are computed by nnfast on NumPy, the reference of its other backends.
+        """
         work = self.workload
         X, y = make_data(work)
         checked = work.without_chance()
-        network = PlainNumpy(checked, initial_weights(work), X[: checked.rows], y[: checked.rows], self.threads)
+        kind = ENTRIES["numpy" if work.network is None else "nnfast-numpy"].load()
+        network = kind(checked, initial_weights(work), X[: checked.rows], y[: checked.rows], self.threads)
         if work.predict:
-            return network.predict(prediction_rows(work)).copy()
+            return np.array(network.predict(prediction_rows(work)))
         return np.array(network.losses(steps))
 
     def prepare(self) -> None:
         """Make the operands, laid out as training has them: x, W and dy each as they are, or transposed."""
-        rng = np.random.default_rng(0)
         work = self.workload
-        largest = max(steps_of(work))
-        a = [rng.standard_normal((largest, width), np.float32).astype(work.dtype) for width in work.sizes]
-        d = [np.ones_like(array) for array in a]
-        W = [rng.standard_normal(shape, np.float32).astype(work.dtype) for shape in work.layers]
-        dW = [np.empty_like(array) for array in W]
-        self.calls = []
-        for n in steps_of(work):
-            layers = list(range(len(W)))
-            self.calls += [(a[i][:n], W[i], d[i + 1][:n]) for i in layers]
-            if work.predict:
-                continue
-            for i in reversed(layers):
-                self.calls.append((a[i][:n].T, d[i + 1][:n], dW[i]))
-                if i:
-                    self.calls.append((d[i + 1][:n], W[i].T, d[i][:n]))
+        sizes = steps_of(work)
+        operands = Operands(work.products(max(sizes)), work.dtype)
+        self.calls = [call for n in sizes for call in operands.calls(work.products(n), not work.predict)]
+        rng = np.random.default_rng(0)
         side = rng.standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32).astype(work.dtype)
         self.square = (side, side.T.copy(), np.empty_like(side))
 

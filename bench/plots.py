@@ -67,7 +67,8 @@ def _bars_of(ax: Any, result: Result) -> None:
     ax.set_xlim(0, 1.25 * longest)
     work = result.workload
     what = "predictions" if work.predict else f"batches of {work.batch:,}"
-    ax.set_title(f"{work.name}: {'-'.join(map(str, work.sizes))}, {what}", fontsize=10)
+    title = f"{work.name}: {work.layout}" if work.network is None else work.name  # a network's layout is a long line
+    ax.set_title(f"{title}, {what}", fontsize=10)
     ax.set_xlabel(f"speed, relative to {best.name}")
     tidy(ax)
     ax.grid(False, axis="y")
@@ -137,7 +138,8 @@ def throughput(results: Sequence[Result], path: PathArgument = None) -> Any:
             xycoords=("data", "axes fraction"), textcoords="offset points",
         )  # fmt: skip
     work = results[0].workload
-    ax.set_title(f"{'-'.join(map(str, work.sizes))}, {work.activation}, {work.dtype}", fontsize=11)
+    title = f"{work.layout}, {work.activation}" if work.network is None else work.name.partition("-batch-")[0]
+    ax.set_title(f"{title}, {work.dtype}", fontsize=11)
     ax.set_xlabel("rows of a prediction" if work.predict else "batch size")
     ax.set_ylabel("rows per second")
     ax.set_xscale("log", base=4)

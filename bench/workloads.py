@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Self
+from math import prod
+from typing import Any, Self
 
 import numpy as np
+
+from .networks import (
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    LayerSpec,
+    MaxPool,
+    Network,
+    Norm,
+    Recurrent,
+    Relu,
+    Residual,
+    TransformerBlock,
+)
+from .products import Linear, MatrixProduct
 
 __all__ = ["PRESETS", "WORKLOADS", "Workload", "find", "initial_weights", "make_data", "prediction_rows", "rows_for"]
 
@@ -20,7 +37,8 @@ CHECKED = 4096  # most rows of a batch whose losses are compared
 LARGE = 4096  # rows of a batch, from which on an epoch has few of them, so that the data stay small
 SEED = 20240229
 
-Weights = list[tuple[np.ndarray, np.ndarray]]
+# Of each layer: (W, b), or what the layers of a Network have
+Weights = list[Any]
 
 
 def rows_for(batch: int) -> int:
@@ -30,14 +48,14 @@ def rows_for(batch: int) -> int:
 
 @dataclass(frozen=True)
 class Workload:
-    """A multilayer perceptron and how it is trained, or asked for predictions.
+    """A network, mostly a multilayer perceptron, and how it is trained, or asked for predictions.
 
     Attributes
     ----------
     name : str
         By which it is chosen and reported.
     sizes : tuple of int
-        Inputs, hidden units of each layer, outputs.
+        Inputs, hidden units of each layer, outputs; with a `network` the inputs and the outputs alone.
     batch : int
         Rows of a step.
     rows : int
@@ -60,6 +78,8 @@ class Workload:
         in products. Empty: everything is of the dtype.
     predict : int
         0 times training; another number times predictions of so many rows.
+    network : Network, optional
+        Other layers than dense ones; `activation` and `dropout` have no meaning then.
     """
 
     name: str
@@ -75,6 +95,7 @@ class Workload:
     dtype: str = "float32"
     predict: int = 0
     precision: str = ""
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in self.sizes):
@@ -98,11 +119,32 @@ class Workload:
             raise ValueError(f"workload {self.name!r}: dropout must be in [0, 1), got {self.dropout}")
         if self.loss == "binary_cross_entropy" and self.sizes[-1] != 1:
             raise ValueError(f"workload {self.name!r}: binary_cross_entropy needs a single output")
+        if self.network is not None and self.sizes != _ends(self.network):
+            raise ValueError(
+                f"workload {self.name!r}: sizes must be the network's inputs and outputs, {_ends(self.network)}, "
+                f"got {self.sizes}"
+            )
 
     @property
     def layers(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each layer."""
+        """Inputs and outputs of each layer of a multilayer perceptron."""
         return list(pairwise(self.sizes))
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of a row of the inputs."""
+        return self.sizes[:1] if self.network is None else self.network.in_shape
+
+    @property
+    def layout(self) -> str:
+        """The layers in one line."""
+        return "-".join(map(str, self.sizes)) if self.network is None else self.network.describe()
+
+    def products(self, rows: int) -> list[MatrixProduct]:
+        """The matrix products of a step on so many rows, in the order of the forward pass."""
+        if self.network is not None:
+            return self.network.products(rows)
+        return [Linear(rows, *layer, dx=i > 0) for i, layer in enumerate(self.layers)]
 
     @property
     def itemsize(self) -> int:
@@ -134,16 +176,20 @@ class Workload:
         return replace(work, batch=CHECKED, rows=min(self.rows, rows_for(CHECKED)))
 
     def scaled(self) -> Self:
-        """A small version, for tests: no layer above 16 units, no batch above 32 rows."""
+        """A small version, for tests: no layer above 16 units, no batch above 32 rows; see `Network.scaled`."""
         batch = min(self.batch, 32)
         full, rest = divmod(self.rows, self.batch)
         rows = min(full, 3) * batch + (max(1, batch // 3) if rest else 0)
         sizes = tuple(min(n, 16) for n in self.sizes)
-        return replace(self, sizes=sizes, batch=batch, rows=rows, predict=min(self.predict, 64))
+        network = self.network
+        if network is not None:
+            network = network.scaled()
+            sizes = _ends(network)
+        return replace(self, sizes=sizes, batch=batch, rows=rows, predict=min(self.predict, 64), network=network)
 
     def describe(self) -> str:
         """The workload in one line."""
-        parts = [self.name, "-".join(map(str, self.sizes)), self.activation]
+        parts = [self.name, self.layout, *([self.activation] if self.network is None else [])]
         if self.predict:
             rows = f"{self.predict} rows" if self.predict > 1 else "1 row"
             return ", ".join([*parts, f"predictions of {rows}", self.dtype])
@@ -151,6 +197,11 @@ class Workload:
         dropout = [f"dropout {self.dropout:g}"] if self.dropout else []
         batches = f"batches of {self.batch}" + (f" of {self.rows} rows" if self.rows % self.batch else "")
         return ", ".join([*parts, *dropout, self.loss, optimizer, batches, self.precision or self.dtype])
+
+
+def _ends(network: Network) -> tuple[int, ...]:
+    """Numbers of inputs and outputs."""
+    return prod(network.in_shape), network.outputs
 
 
 def _of_batches(name: str, sizes: tuple[int, ...], batch: int, activation: str = "relu", **more: object) -> Workload:
@@ -185,6 +236,27 @@ _OFF_TABLE = (
     replace(_MNIST, name="mnist-last-smaller", rows=4000),
 )
 
+
+def _of_layers(name: str, batch: int, in_shape: tuple[int, ...], *layers: LayerSpec) -> Workload:
+    # Four batches: their steps take long, and each row has many numbers
+    network = Network(in_shape, (*layers, Dense(10)))
+    return Workload(name, _ends(network), batch, 4 * batch, network=network)
+
+
+_LAYERS = (
+    _of_layers(
+        "cnn", 256, (28, 28, 1), Conv(32, 3, "relu"), MaxPool(), Conv(64, 3, "relu"), MaxPool(), Flatten()
+    ),
+    _of_layers("lstm", 128, (64, 64), Recurrent("lstm", 128)),
+    _of_layers("gru", 128, (64, 64), Recurrent("gru", 128)),
+    _of_layers("transformer", 32, (128, 256), TransformerBlock(8, 1024), GlobalAvgPool()),
+    _of_layers(
+        "resnet-block", 64, (32, 32, 64),
+        Residual((Conv(64, bias=False), Norm(), Relu(), Conv(64, bias=False), Norm())), Relu(), GlobalAvgPool(),
+    ),
+    _of_layers("depthwise", 64, (32, 32, 64), Conv(0, 3, "relu"), Conv(128, 1, "relu"), GlobalAvgPool()),
+)  # fmt: skip
+
 _GPU = (
     _MNIST,
     replace(_MNIST.with_batch(1024), name="mnist-1024"),
@@ -203,6 +275,7 @@ PRESETS: dict[str, tuple[Workload, ...]] = {
     "inference": _INFERENCE,
     "all": (*_SMALL, *_LARGE, *_INFERENCE),
     "off-table": _OFF_TABLE,
+    "layers": _LAYERS,
     "gpu": _GPU,
     "gpu-tf32": _GPU_TF32,
     "gpu-bf16": _GPU_BF16,
@@ -227,11 +300,11 @@ def find(name: str) -> Workload:
 def _inputs(rng: np.random.Generator, rows: int, workload: Workload) -> np.ndarray:
     # As spread as MNIST's pixels. With a variance of 1, ten steps of `wide` at the usual rate give some rows
     # probabilities below 1e-7, where scikit-learn cuts off its loss
-    return (np.float32(0.3) * rng.standard_normal((rows, workload.sizes[0]), np.float32)).astype(workload.dtype)
+    return (np.float32(0.3) * rng.standard_normal((rows, *workload.in_shape), np.float32)).astype(workload.dtype)
 
 
 def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (rows, sizes[0]) and targets: int64 labels (rows,), or numbers of `dtype` (rows, sizes[-1])."""
+    """Inputs (rows, \\*in_shape) and targets: int64 labels (rows,), or numbers of `dtype` (rows, sizes[-1])."""
     rng = np.random.default_rng(SEED)
     dtype = np.dtype(workload.dtype)
     if workload.loss == "binary_cross_entropy" and (workload.rows, workload.sizes[0]) == (4, 2):
@@ -247,13 +320,18 @@ def make_data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prediction_rows(workload: Workload) -> np.ndarray:
-    """Inputs (predict, sizes[0]) to predict from."""
+    """Inputs (predict, \\*in_shape) to predict from."""
     return _inputs(np.random.default_rng(SEED + 1), workload.predict, workload)
 
 
 def initial_weights(workload: Workload) -> Weights:
-    """Weights (inputs, outputs) and biases (outputs,) of each layer: the same for every contender."""
+    """Weights (inputs, outputs) and biases (outputs,) of each layer: the same for every contender.
+
+    Of a network, its own layers' tuples.
+    """
     rng = np.random.default_rng(SEED + 2)
+    if workload.network is not None:
+        return workload.network.initial_weights(rng, workload.dtype)
     gain = 2.0 if workload.activation == "relu" else 1.0
     return [
         (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["TABLE", "Activation", "get", "names"]
+__all__ = ["TABLE", "Activation", "cell_activation", "get", "names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +119,17 @@ def get(spec: str | Activation | None) -> Activation:
         # The derivative is computed from the output, which needs sign(y) == sign(z).
         raise ValueError(f"the parameter of {name!r} must be positive and finite, got {alpha!r}")
     return replace(TABLE[name], alpha=alpha)
+
+
+def cell_activation(act: str | Activation, who: str = "rnn") -> Activation:
+    """The activation of a recurrent cell without gates; `who` says whose it is.
+
+    Raises
+    ------
+    ValueError
+        If it is neither tanh nor relu.
+    """
+    act = get(act)
+    if act.name not in ("tanh", "relu"):
+        raise ValueError(f"{who}: the activation must be tanh or relu, got {str(act)!r}")
+    return act

@@ -76,6 +76,15 @@ _OPERATIONS: dict[str, _Operation] = {
         _dims("dy: n m, x: n m, gamma: m, mean: m, var: m"), _dims("dx: n m, dgamma: m, dbeta: m")
     ),
     "batch_norm_inference": _Operation(_dims("x: n m, gamma: m, beta: m, mean: m, var: m"), _dims("out: n m")),
+    "rms_norm": _Operation(_dims("x: n m, gamma: m"), _dims("out: n m, rstd: n")),
+    "rms_norm_grad": _Operation(_dims("dy: n m, x: n m, gamma: m, rstd: n"), _dims("dx: n m, dgamma: m")),
+    "attention": _Operation(_dims("q: n t f, k: n s f, v: n s f, mask: n s"), _dims("out: n t f")),
+    "attention_grad": _Operation(
+        _dims("dy: n t f, q: n t f, k: n s f, v: n s f, mask: n s, out: n t f, lse: n h t"),
+        _dims("dq: n t f, dk: n s f, dv: n s f"),
+    ),
+    "rotary": _Operation(_dims("x: n t f"), _dims("out: n t f")),
+    "scale_rows": _Operation(_dims("x: n m, scale: n"), _dims("out: n m")),
     "linear_act": _Operation(_dims("x: n k, W: k m, b: m"), _dims("out: n m")),
     "linear_act_grad": _Operation(_dims("dy: n m, x: n k, W: k m, saved: n m"), _dims("dx: n k, dW: k m, db: m")),
     "elementwise_loss": _Operation(_dims("pred: n m, target: n m, weight: n"), _dims("dpred: n m"), loss=True),

@@ -23,9 +23,21 @@ PACKAGE = Path(nf.__file__).parent
 # A module imports from its own group and from those before it
 ORDER = (
     {"kernels"},
-    {"activations", "arena", "blas", "errors", "files", "machine", "precision", "random", "window"},
+    {
+        "activations",
+        "arena",
+        "blas",
+        "errors",
+        "files",
+        "machine",
+        "positions",
+        "precision",
+        "random",
+        "window",
+        "bundles",
+    },
     {"backends"},
-    {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
+    {"devices", "initializers", "joint_loss", "layers", "losses", "metrics", "optimizers"},
     {"functional"},
     {"parameters", "plan", "plan_flow", "plan_layout", "plan_pool", "plan_program", "summary"},
     {"network"},

@@ -13,6 +13,7 @@ from nnfast.layers.base import BuildContext, Layer
 from nnfast.layers.graph import build_chain
 from nnfast.testing import check_gradient, check_layer
 from tests.cases import ACTIVATIONS, Chain, dense_case, pointwise_input
+from tests.layer_samples import SAMPLES, model_of, sample_ids
 
 # ---- gradients, parity -------------------------------------------------------------------------------------
 
@@ -178,31 +179,29 @@ def test_dropout_keeps_the_mean_and_is_the_identity_in_inference(backend):
 
 
 # ---- descriptions ------------------------------------------------------------------------------------------
-DESCRIBED = [
-    nf.Dense(3),
-    nf.Dense(3, "leaky_relu(0.2)", bias=False, in_features=4, name="first"),
-    nf.Dense(3, "relu", initializer="he_normal", bias_initializer="ones"),
-    nf.Dense(3, initializer=nf.initializers.Normal(0.1), bias_initializer={"name": "constant", "value": 0.5}),
-    nf.Activation("elu(0.5)"),
-    nf.Dropout(0.25, name="drop"),
-    nf.Flatten(),
-    nf.LayerNorm(1e-3),
-    nf.BatchNorm(0.2, 1e-4, name="bn"),
-]
-
-
-@pytest.mark.parametrize("layer", DESCRIBED, ids=repr)
-def test_config_round_trip(layer):
+@pytest.mark.parametrize(("layer", "shape"), SAMPLES, ids=sample_ids)
+def test_config_round_trip(layer, shape):
     config = json.loads(json.dumps(layer.config()))
-    again = layers.TABLE[type(layer).__name__](**config)
+    again = made_from({"class": type(layer).__name__, "config": config})
     assert again.config() == layer.config()
     assert repr(again) == repr(layer)
-    specs = [build_chain([one], (4,))[0].specs for one in (layer, again)]
-    assert specs[0] == specs[1]
+    before, after = (model_of(one, shape).get_weights() for one in (layer, again))
+    assert list(after) == list(before)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+def made_from(value):
+    """A layer from its description, with those inside of it."""
+    if isinstance(value, list):
+        return [made_from(each) for each in value]
+    if isinstance(value, dict) and value.keys() == {"class", "config"}:
+        return layers.TABLE[value["class"]](**{key: made_from(each) for key, each in value["config"].items()})
+    return value
 
 
 def test_every_layer_is_described():
-    assert {type(layer) for layer in DESCRIBED} == set(layers.TABLE.values())
+    assert {type(layer) for layer, _ in SAMPLES} == set(layers.TABLE.values())
 
 
 def test_initializer_function_is_described_by_its_name(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nnfast as nf
 from nnfast import layers
 from nnfast.backends.numpy_backend import NumpyBackend
-from nnfast.parameters import build_chain
+from nnfast.layers.graph import build_chain
 from nnfast.testing import check_layer
 from nnfast.window import Window
 
@@ -163,10 +163,16 @@ DESCRIBED = [
     nf.MaxPool2D((2, 3), 2, 1),
     nf.AvgPool2D(3, padding="same", count_padding=True),
     nf.MaxPool1D(2, 1, (1, 0)),
+    nf.AvgPool1D(3),
     nf.GlobalAvgPool2D(name="head"),
+    nf.GlobalAvgPool1D(),
+    nf.GlobalMaxPool2D(),
+    nf.GlobalMaxPool1D(),
     nf.Reshape((2, -1)),
     nf.ZeroPadding2D(((1, 2), (0, 1))),
+    nf.ZeroPadding1D((0, 2)),
     nf.UpSampling2D((2, 1)),
+    nf.UpSampling1D(3),
     nf.GroupNorm(2, 1e-3),
     nf.SpatialDropout(0.2),
 ]
@@ -180,6 +186,12 @@ def test_config_round_trip(layer):
     shape = (6, 4) if "1D" in type(layer).__name__ else (6, 4, 4)
     first, second = (build_chain([one], shape)[0] for one in (layer, again))
     assert (first.out_shape, first.specs) == (second.out_shape, second.specs)
+
+
+def test_every_layer_is_described():
+    files = ("convolution", "group_norm", "images", "pooling", "transposed_convolution")
+    kinds = {kind for kind in layers.TABLE.values() if kind.__module__.rpartition(".")[2] in files}
+    assert {type(layer) for layer in DESCRIBED} == kinds | {nf.SpatialDropout}
 
 
 def test_repr_shows_what_was_given():

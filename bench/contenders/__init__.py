@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["DEVICES", "ENTRIES", "PEERS", "Entry"]
 
 _ANY = ("relu", "tanh", "sigmoid", "silu", "gelu")
+_NETWORKS = ("images", "recurrent", "sequences")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Entry:
         What it can do.
     gpu : bool
         Whether it computes on an NVIDIA GPU.
+    dense : bool
+        Whether it has multilayer perceptrons.
+    networks : tuple of str
+        Kinds of other networks that it has; see :attr:`~nnfast.bench.networks.Network.kind`.
     """
 
     name: str
@@ -47,6 +52,8 @@ class Entry:
     trains: bool = True
     predicts: bool = True
     gpu: bool = False
+    dense: bool = True
+    networks: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
         """Why it cannot be used here, or ``None``."""
@@ -59,6 +66,9 @@ class Entry:
         """Why it cannot express a workload, or ``None``."""
         if not (self.predicts if workload.predict else self.trains):
             return f"{self.name} does not {'predict' if workload.predict else 'train'}"
+        kinds = (*(["dense"] if self.dense else []), *self.networks)
+        if (workload.network.kind if workload.network else "dense") not in kinds:
+            return f"{self.name} is not used for {workload.name}: it is for {', '.join(kinds)}"
         if workload.activation not in self.activations:
             return f"{self.name} has no {workload.activation}"
         if workload.precision and not self.gpu:
@@ -80,6 +90,7 @@ DEVICES: dict[str, Entry] = {
         f"nnfast_devices:{device.capitalize()}Device",
         distributions=("nnfast",),
         gpu=device == "cuda",
+        networks=() if device == "cuda" else _NETWORKS,
     )
     for device in ("numba", "numpy", "cuda")
 }
@@ -91,9 +102,13 @@ PEERS: dict[str, Entry] = {
             "scikit-learn", "scikit_learn:ScikitLearn", ("sklearn",), ("scikit-learn",),
             activations=("relu", "tanh", "sigmoid"), dropout=False,
         ),
-        Entry("torch", "pytorch:Eager", ("torch",), ("torch",)),
-        Entry("torch-compile", "pytorch:Compiled", ("torch",), ("torch",)),
-        Entry("jax", "jax_optax:JaxOptax", ("jax", "optax"), ("jax", "optax")),
+        Entry("torch", "pytorch:Eager", ("torch",), ("torch",), networks=_NETWORKS),
+        Entry(
+            "torch-channels-last", "pytorch:ChannelsLast", ("torch",), ("torch",), dense=False, networks=("images",)
+        ),
+        # It would call nn.LSTM and nn.GRU as they are
+        Entry("torch-compile", "pytorch:Compiled", ("torch",), ("torch",), networks=("images", "sequences")),
+        Entry("jax", "jax_optax:JaxOptax", ("jax", "optax"), ("jax", "optax"), networks=_NETWORKS),
         Entry(
             "onnxruntime", "onnx_runtime:OnnxRuntime", ("onnxruntime", "onnx"), ("onnxruntime", "onnx"), trains=False
         ),

@@ -10,8 +10,10 @@ import numpy as np
 import nnfast as nf
 
 from ..floor_cuda import device_seconds
+from ..networks import flat
 from ..workloads import Weights
 from .base import Contender
+from .nnfast_networks import layers_of
 
 
 class _Losses(nf.Callback):
@@ -30,15 +32,21 @@ class _Device(Contender):
 
     def build(self, weights: Weights, X: np.ndarray, y: np.ndarray) -> None:
         work = self.workload
-        layers: list[nf.Layer] = []
-        for units in work.sizes[1:-1]:
-            layers.append(nf.Dense(units, work.activation))
-            if work.dropout:
-                layers.append(nf.Dropout(work.dropout))
-        self.model = nf.Sequential([*layers, nf.Dense(work.sizes[-1])])
-        self.model.build(work.sizes[0], dtype=work.dtype)
-        arrays = [array for layer in weights for array in layer]
-        self.model.set_weights(dict(zip(self.model.get_weights(), arrays, strict=True)))
+        layers: list[nf.Layer]
+        if work.network is not None:
+            layers = layers_of(work.network)
+        else:
+            layers = []
+            for units in work.sizes[1:-1]:
+                layers.append(nf.Dense(units, work.activation))
+                if work.dropout:
+                    layers.append(nf.Dropout(work.dropout))
+            layers.append(nf.Dense(work.sizes[-1]))
+        self.model = nf.Sequential(layers)
+        self.model.build(work.in_shape if work.network is not None else work.sizes[0], dtype=work.dtype)
+        given, arrays = self.model.get_weights(), flat(weights)
+        # Running statistics come last, and start as they are
+        self.model.set_weights(given | dict(zip(list(given)[: len(arrays)], arrays, strict=True)))
         self.X, self.y = X, y
         if work.optimizer == "adam":
             self.optimizer: nf.Optimizer = nf.Adam(work.lr)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..workloads import Weights
 from .base import Contender
+from .pytorch_networks import module_of
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "gelu": nn.GELU}
 _LOSSES: dict[str, Callable[..., Any]] = {
@@ -25,6 +26,8 @@ class Eager(Contender):
     """``nn.Sequential`` with a fused optimizer; the loss stays a tensor until the end of the run."""
 
     device = "cpu"
+    #: Whether images have their channels last in memory
+    channels_last = False
     #: Adam's option that keeps its step on the device
     capturable = False
 
@@ -32,7 +35,24 @@ class Eager(Contender):
         work = self.workload
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("high" if work.precision == "tf32" else "highest")
+        self.model = self._network(weights).to(self.device)
+        self.loss = _LOSSES[work.loss]
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if work.optimizer == "adam":
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                parameters, work.lr, eps=1e-8, fused=True, capturable=self.capturable
+            )
+        else:
+            self.optimizer = torch.optim.SGD(parameters, work.lr, work.momentum, fused=True)
+        self.X, self.y = self.inputs(X), torch.from_numpy(y).to(self.device)
+        self.model.train(not work.predict)
+        self.compile()
+
+    def _network(self, weights: Weights) -> nn.Sequential:
+        work = self.workload
         dtype = getattr(torch, work.dtype)
+        if work.network is not None:
+            return module_of(work.network, weights, dtype, self.channels_last)
         layers: list[nn.Module] = []
         for i, (W, b) in enumerate(weights):
             linear = nn.Linear(W.shape[0], W.shape[1], dtype=dtype)
@@ -44,18 +64,7 @@ class Eager(Contender):
                 layers.append(_ACTIVATIONS[work.activation]())
                 if work.dropout:
                     layers.append(nn.Dropout(work.dropout))
-        self.model = nn.Sequential(*layers).to(self.device)
-        self.loss = _LOSSES[work.loss]
-        parameters = self.model.parameters()
-        if work.optimizer == "adam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-                parameters, work.lr, eps=1e-8, fused=True, capturable=self.capturable
-            )
-        else:
-            self.optimizer = torch.optim.SGD(parameters, work.lr, work.momentum, fused=True)
-        self.X, self.y = self.inputs(X), torch.from_numpy(y).to(self.device)
-        self.model.train(not work.predict)
-        self.compile()
+        return nn.Sequential(*layers)
 
     def compile(self) -> None:
         """Choose what :meth:`step` and :meth:`predict` call."""
@@ -101,12 +110,20 @@ class Eager(Contender):
         return [self.step(self.X[rows], self.y[rows]).item() for rows in self.batches_in_order(steps)]
 
     def inputs(self, X: np.ndarray) -> torch.Tensor:
+        if X.ndim == 4 and not self.channels_last:
+            X = np.ascontiguousarray(X.transpose(0, 3, 1, 2))
         x = torch.from_numpy(X).to(self.device)
         return x.to(torch.bfloat16) if self.workload.precision == "bf16" else x
 
     def predict(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             return self.forward(inputs)
+
+
+class ChannelsLast(Eager):
+    """Images with their channels last in memory, which oneDNN's convolutions and pooling take without reordering."""
+
+    channels_last = True
 
 
 class Compiled(Eager):
@@ -117,7 +134,9 @@ class Compiled(Eager):
     """
 
     mode: str | None = None
+    channels_last = True
 
     def compile(self) -> None:
-        self.forward_loss = torch.compile(self.model_and_loss, mode=self.mode)
-        self.forward = torch.compile(self.model_alone, mode=self.mode)
+        # The check of the losses may have had batches of another size: without this the size would be a variable now
+        self.forward_loss = torch.compile(self.model_and_loss, mode=self.mode, dynamic=False)
+        self.forward = torch.compile(self.model_alone, mode=self.mode, dynamic=False)

@@ -28,13 +28,15 @@ from .specialise import function, kernel
 ) = (*range(15), 15, 18, 21, 24)  # fmt: skip
 # After an array's address: bytes from row to row of the batch, elements from step to step
 BATCH_BYTES, STEP = 1, 2
-PACKED = 2  # state of B in product.py
+# Of NumPy's type, since Numba compiles a function again for each literal among its arguments
+NO, YES = np.int64(0), np.int64(1)
+PACKED = np.int64(2)  # state of B in product.py
 
 
 # ---- parts of a tile -----------------------------------------------------------------------------------
 def packed_queries(rows, d, x, step, to, scale):
     """Columns of `rows` queries times `scale`, for a product that has them on its right; as many as vectors hold."""
-    PACK_COLUMNS(0, rows, d, rows, x, step, 1, to)
+    PACK_COLUMNS(NO, rows, d, rows, x, step, YES, to)
     if scale != T(1.0):
         out = ptr(to)
         for i in range(d * ((rows + VL - 1) // VL * VL)):
@@ -46,7 +48,7 @@ def panels_product(m, n, k, a, lda, trans_a, b_to, depth, c, ldc, how):
     for j in range(0, n, NR):
         columns = min(NR, n - j)
         to, cj = b_to + j * depth * T_SIZE, c + j * T_SIZE
-        PRODUCT(m, columns, k, a, lda, trans_a, 0, 0, 0, 0, PACKED, to, cj, ldc, how, 0, 0)
+        PRODUCT(m, columns, k, a, lda, trans_a, NO, NO, NO, NO, PACKED, to, cj, ldc, how, NO, NO)
 
 
 def masked_scores(seen, columns, d, k, step, k_to, q_to, to, mask, hidden):
@@ -54,7 +56,7 @@ def masked_scores(seen, columns, d, k, step, k_to, q_to, to, mask, hidden):
 
     Query r looks at key j where ``r >= hidden + j``.
     """
-    PRODUCT(seen, columns, d, k, step, 0, k_to, 0, 0, 0, PACKED, q_to, to, columns, 0, 0, 0)
+    PRODUCT(seen, columns, d, k, step, NO, k_to, NO, NO, NO, PACKED, q_to, to, columns, NO, NO, NO)
     if mask != 0:
         kept = ptr(mask)
         for j in range(seen):
@@ -156,7 +158,7 @@ def attention(I, F, task):
             ptr(tops)[i - first] = T(-inf)
         for j0 in range(0, min(s, end + ahead), key_tile):
             depth = min(key_tile, s - j0)
-            PACK_COLUMNS(0, d, depth, d, v + j0 * v_step * T_SIZE, v_step, 0, v_to)
+            PACK_COLUMNS(NO, d, depth, d, v + j0 * v_step * T_SIZE, v_step, NO, v_to)
             mask = I[MASK] + (row * s + j0) * T_SIZE if I[MASK] != 0 else 0
             for i0 in range(first, end, tile):
                 rows = min(tile, end - i0)
@@ -177,7 +179,7 @@ def attention(I, F, task):
                         alpha, y = ptr(alpha_at)[r], ptr(to + r * out_step * T_SIZE)
                         for c in range(d):
                             y[c] = y[c] * alpha
-                PANELS_PRODUCT(rows, d, seen, scores, columns, 1, v_to, depth, to, out_step, ADD if j0 > 0 else 0)
+                PANELS_PRODUCT(rows, d, seen, scores, columns, YES, v_to, depth, to, out_step, ADD if j0 > 0 else 0)
         for i in range(first, end):
             total, y = ptr(totals)[i - first], ptr(out + i * out_step * T_SIZE)
             if total == T(0.0):

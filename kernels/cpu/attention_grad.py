@@ -22,6 +22,7 @@ from .attention import (
     KEYS,
     LSE,
     MASK,
+    NO,
     OUT,
     PACKED,
     PACKS,
@@ -32,10 +33,11 @@ from .attention import (
     STEP,
     TILE,
     WIDTH,
+    YES,
     K,
     Q,
     V,
-)  # fmt: skip
+)
 from .driver import Call
 from .micro import ADD
 from .specialise import function, kernel
@@ -44,11 +46,11 @@ from .specialise import function, kernel
 DY, DQ, DK, DV = 27, 30, 33, 36
 
 
-def row_sums(first, end, columns, d, dy, dy_step, out, out_step, lse, deltas, shifts):
+def row_sums(rows, columns, d, dy, dy_step, out, out_step, lse, deltas, shifts):
     """Of each query ``sum(dy * out)``, and what its scores are reduced by: such that nothing is left of what sees
     nothing, nor of what only fills up a vector."""
     delta, shift = ptr(deltas), ptr(shifts)
-    for i in range(first, end):
+    for i in range(rows):
         a, b = ptr(dy + i * dy_step * T_SIZE), ptr(out + i * out_step * T_SIZE)
         total = T(0.0)
         for c in range(d):
@@ -56,7 +58,7 @@ def row_sums(first, end, columns, d, dy, dy_step, out, out_step, lse, deltas, sh
         delta[i] = total
         of = ptr(lse)[i]
         shift[i] = T(inf) if of == T(-inf) else of
-    for i in range(end, columns):
+    for i in range(rows, columns):
         delta[i] = T(0.0)
         shift[i] = T(inf)
 
@@ -70,7 +72,7 @@ def zero_rows(rows, d, x, step):
 
 def packed_rows(rows, d, x, step, to, scale):
     """`rows` steps times `scale`, for a product that sums over them."""
-    PACK_COLUMNS(0, d, rows, d, x, step, 0, to)
+    PACK_COLUMNS(NO, d, rows, d, x, step, NO, to)
     if scale != T(1.0):
         out = ptr(to)
         for i in range(rows * ((d + VL - 1) // VL * VL)):
@@ -112,9 +114,8 @@ def attention_grad(I, F, task):
         dk = I[DK] + row * I[DK + BATCH_BYTES] + shift
         dv = I[DV] + row * I[DV + BATCH_BYTES] + shift
         ahead = s - t if I[CAUSAL] else s
-        ROW_SUMS(
-            0, t, (t + VL - 1) // VL * VL, d, dy, dy_step, out, I[OUT + STEP], I[LSE] + item * t * T_SIZE, deltas, shifts
-        )  # fmt: skip
+        lse = I[LSE] + item * t * T_SIZE
+        ROW_SUMS(t, (t + VL - 1) // VL * VL, d, dy, dy_step, out, I[OUT + STEP], lse, deltas, shifts)
         # Queries that come before all keys
         ZERO_ROWS(min(t, max(0, -ahead)), d, dq, dq_step)
         for j0 in range(0, s, key_tile):
@@ -143,19 +144,19 @@ def attention_grad(I, F, task):
                     for r in range(columns):
                         score[r] = score[r] - by[r]
                 EXPONENTIALS(p, seen * columns)
-                PANELS_PRODUCT(seen, d, rows, p, columns, 0, dy_rows, rows, dv + j0 * dv_step * T_SIZE, dv_step, how)
+                PANELS_PRODUCT(seen, d, rows, p, columns, NO, dy_rows, rows, dv + j0 * dv_step * T_SIZE, dv_step, how)
                 PRODUCT(
-                    seen, columns, d, v + j0 * v_step * T_SIZE, v_step, 0, packed, 0, 0, 0, PACKED, dy_columns, dp,
-                    columns, 0, 0, 0,
+                    seen, columns, d, v + j0 * v_step * T_SIZE, v_step, NO, packed, NO, NO, NO, PACKED, dy_columns, dp,
+                    columns, NO, NO, NO,
                 )  # fmt: skip
                 delta = ptr(deltas + i0 * T_SIZE)
                 for j in range(seen):
                     weight, slope = ptr(p + j * columns * T_SIZE), ptr(dp + j * columns * T_SIZE)
                     for r in range(columns):
                         slope[r] = weight[r] * (slope[r] - delta[r])
-                PANELS_PRODUCT(seen, d, rows, dp, columns, 0, q_rows, rows, dk + j0 * dk_step * T_SIZE, dk_step, how)
+                PANELS_PRODUCT(seen, d, rows, dp, columns, NO, q_rows, rows, dk + j0 * dk_step * T_SIZE, dk_step, how)
                 to = dq + i0 * dq_step * T_SIZE
-                PANELS_PRODUCT(rows, d, seen, dp, columns, 1, k_rows, depth, to, dq_step, 0 if j0 == 0 else ADD)
+                PANELS_PRODUCT(rows, d, seen, dp, columns, YES, k_rows, depth, to, dq_step, 0 if j0 == 0 else ADD)
 
 
 def attention_grad_call(

@@ -138,24 +138,27 @@ def conv_input_image(I, F, task):
 def conv_weight_image(I, F, task):
     """A task's part of ``dW``, added up over its images; I goes on: dz, bytes of one, parts, bytes of one, rows of a
     group of dW, table of their offsets, rows of windows, table of their offsets, windows in one, bytes from one to the
-    next."""
+    next, rows of windows at a time."""
     image = BORDERED_IMAGE(I, task)
     dz = I[16] + task * I[17]
     part = I[18] + task // I[9] * I[19]
     filters, channels = I[8] // I[3], I[2] // I[3]
-    how = 0 if task % I[9] == 0 else ADD
     for g in range(I[3]):
-        for j in range(0, filters, NR):
-            columns = min(NR, filters - j)
-            i = 0
-            while i < I[20]:
-                rows = HEIGHT(I[20] - i)
-                TILE(
-                    I[22], I[23], I[24], image + g * channels * T_SIZE, I[21] + i * 8, I[25],
-                    dz + (g * filters + j) * T_SIZE, I[8] * T_SIZE,
-                    part + (i * I[8] + g * filters + j) * T_SIZE, I[8] * T_SIZE, how, 0, rows, columns,
-                )  # fmt: skip
-                i += rows
+        for line in range(0, I[22], I[26]):
+            lines = min(I[26], I[22] - line)
+            how = 0 if line == 0 and task % I[9] == 0 else ADD
+            for j in range(0, filters, NR):
+                columns = min(NR, filters - j)
+                gradients = dz + (line * I[24] * I[8] + g * filters + j) * T_SIZE
+                i = 0
+                while i < I[20]:
+                    rows = HEIGHT(I[20] - i)
+                    TILE(
+                        lines, I[23] + line * 8, I[24], image + g * channels * T_SIZE, I[21] + i * 8, I[25],
+                        gradients, I[8] * T_SIZE,
+                        part + (i * I[8] + g * filters + j) * T_SIZE, I[8] * T_SIZE, how, 0, rows, columns,
+                    )  # fmt: skip
+                    i += rows
 
 
 def pack_places(I, F, task):

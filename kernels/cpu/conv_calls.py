@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import memory
-from . import activations, conv, micro, product, threads, tuning
+from . import activations, conv, depthwise, micro, product, threads, tuning
 from .driver import Call
 from .specialise import kernel
 from .sums import reduce_call
@@ -76,6 +76,11 @@ class Geometry:
         """Elements from one row of pixels to the next, where windows lie."""
         return self.bordered[1] * self.channels
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel has one filter of its own."""
+        return self.groups == self.channels == self.filters > 1
+
     def windows(self) -> np.ndarray:
         """Offset of each window's corner."""
         down = np.arange(self.rows) * (self.stride[0] * self.pitch)
@@ -134,7 +139,7 @@ class _Images:
     ) -> Call:
         """A call of a kernel of ``conv.py``, a tile for each image."""
         dtype, g = self.x.dtype, self.geometry
-        names = conv.kernel_names(dtype)
+        names = depthwise.kernel_names(dtype) if g.depthwise else conv.kernel_names(dtype)
         depth = len(self.places) * g.channels // g.groups
         return Call(
             kernel(template, dtype, f"v{micro.vector_bytes()}", **names),
@@ -162,6 +167,10 @@ def conv_calls(
     depth = len(offsets) * length
     calls: list[Call] = []
     keep: list[Any] = [offsets, x, W, b, out]
+    to_bias = 0 if b is None else b.ctypes.data
+    if g.depthwise:
+        rest = [out.ctypes.data, out.nbytes // len(out), W.ctypes.data, 0, 0, to_bias, relu]
+        return [images.call(depthwise.depthwise_image, rest, keep, (x,), (out,))]
     # One panel lies in W as it would be packed
     packed = filters > blocks.shape.columns or not blocks.reads_columns(2, filters, False, False)
     weights = [W.ctypes.data, filters * W.itemsize]
@@ -173,7 +182,7 @@ def conv_calls(
         weights = [to.ctypes.data, size * x.itemsize]
         keep.append(to)
     rest = [
-        out.ctypes.data, out.nbytes // len(out), *weights, packed, 0 if b is None else b.ctypes.data, relu,
+        out.ctypes.data, out.nbytes // len(out), *weights, packed, to_bias, relu,
         len(offsets), offsets.ctypes.data, length, max(1, tuning.PRODUCT_DEPTH // length),
     ]  # fmt: skip
     return [*calls, images.call(conv.conv_image, rest, keep, (x,), (out,))]
@@ -182,6 +191,9 @@ def conv_calls(
 def input_grad_calls(dy: np.ndarray, W: np.ndarray, geometry: Geometry, dx: np.ndarray) -> list[Call]:
     """The calls of the gradient for the images."""
     g, images, dtype = geometry, _Images(dx, geometry), dx.dtype
+    if g.depthwise:
+        rest = [dy.ctypes.data, dy.nbytes // len(dy), W.ctypes.data, images.room_bytes]
+        return [images.call(depthwise.depthwise_input_image, rest, (dy, W, dx), (dy,), (dx,))]
     blocks = product.blocking(dtype)
     channels, filters = g.channels // g.groups, g.filters // g.groups
     places = len(images.places)
@@ -198,12 +210,20 @@ def weight_grad_calls(dy: np.ndarray, x: np.ndarray, geometry: Geometry, dW: np.
     g, images = geometry, _Images(x, geometry)
     tasks, size = images.tiles.tasks, x.itemsize
     parts = dW[None] if tasks == 1 else memory.empty((tasks, *dW.shape), dW.dtype)
+    if g.depthwise:
+        rest = [
+            dy.ctypes.data, dy.nbytes // len(dy), parts.ctypes.data, dW.nbytes, g.rows, g.columns,
+            g.stride[0] * g.pitch * size, g.stride[1] * g.channels * size,
+        ]  # fmt: skip
+        call = images.call(depthwise.depthwise_weight_image, rest, (dy, x, parts), (dy, x), (), (parts,))
+        return [call] if tasks == 1 else [call, reduce_call(parts, dW)]
     inner = np.arange(g.channels // g.groups)
     rows = (images.places[:, None] + inner * size).reshape(-1)
     lines = np.arange(g.rows) * (g.stride[0] * g.pitch * size)
     rest = [
         dy.ctypes.data, dy.nbytes // len(dy), parts.ctypes.data, dW.nbytes, len(rows), rows.ctypes.data,
         g.rows, lines.ctypes.data, g.columns, g.stride[1] * g.channels * size,
+        max(1, tuning.WINDOWS_AT_ONCE // g.columns),
     ]  # fmt: skip
     call = images.call(conv.conv_weight_image, rest, (rows, lines, dy, x, parts), (dy, x), (), (parts,))
     return [call] if tasks == 1 else [call, reduce_call(parts, dW)]

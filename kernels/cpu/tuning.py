@@ -87,6 +87,10 @@ UPDATE_BYTES = L2 // 8
 # ... unless its product takes so many times the time of the update (some 3 bytes/ns) that it does not matter
 UPDATE_SHARE = 50
 
+# Windows whose gradients a convolution's weights are added up over at a time: these, some 128 bytes each, and their
+# pixels stay in the first-level cache while the rows of the weights' gradient go by
+WINDOWS_AT_ONCE = 112
+
 # Queries and keys of a tile of scores: with what the products of a head pack, a few of them fit the second-level cache
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 256
 # Tasks of attention for each thread: with a causal mask some are longer than others

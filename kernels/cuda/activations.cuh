@@ -142,3 +142,42 @@ struct HardSwish {
     __device__ T value(T z) const { return z * hard_step(z); }
     __device__ T slope(T z) const { return z <= T(-3) ? T(0) : (z >= T(3) ? T(1) : z / T(3) + T(0.5)); }
 };
+
+// value(z) of the activation with this number: its place in ACTIVATIONS of loader.py. For a kernel that is too large to
+// be compiled for each.
+template <typename T>
+__device__ inline T activated(int number, double alpha, T z) {
+    switch (number) {
+        case 1: return Relu<T>(alpha).value(z);
+        case 2: return LeakyRelu<T>(alpha).value(z);
+        case 3: return Elu<T>(alpha).value(z);
+        case 4: return Selu<T>(alpha).value(z);
+        case 5: return Sigmoid<T>(alpha).value(z);
+        case 6: return Tanh<T>(alpha).value(z);
+        case 7: return Softplus<T>(alpha).value(z);
+        case 8: return Softsign<T>(alpha).value(z);
+        case 9: return Gelu<T>(alpha).value(z);
+        case 10: return GeluTanh<T>(alpha).value(z);
+        case 11: return Silu<T>(alpha).value(z);
+        case 12: return Mish<T>(alpha).value(z);
+        case 13: return HardSigmoid<T>(alpha).value(z);
+        case 14: return HardSwish<T>(alpha).value(z);
+        default: return z;
+    }
+}
+
+// v = value(v) for all N. Not unrolled: the code of all activations is there once, and a value is picked out of its
+// registers without an address.
+template <typename T, int N>
+__device__ inline void activate(T (&v)[N], int number, double alpha) {
+    if (number == 0) return;
+#pragma unroll 1
+    for (int k = 0; k < N; k++) {
+        T z = v[0];
+#pragma unroll
+        for (int j = 1; j < N; j++) z = j == k ? v[j] : z;
+        z = activated(number, alpha, z);
+#pragma unroll
+        for (int j = 0; j < N; j++) v[j] = j == k ? z : v[j];
+    }
+}

@@ -44,3 +44,52 @@ dropout(const T* x, T* y, index_t n, const double* state, index_t stream, index_
         }
     }
 }
+
+// Word number `at` of the stream, of the block of four that it is in
+__device__ inline unsigned word(const Words& w, index_t at) {
+    const unsigned low = at & 1 ? w.v[1] : w.v[0], high = at & 1 ? w.v[3] : w.v[2];
+    return at & 2 ? high : low;
+}
+
+template <int N, typename T>
+__device__ inline void spatial_dropout_packed(const T* x, T* y, index_t n, index_t pixels, index_t c, index_t run,
+                                              const double* state, unsigned stream, index_t threshold, double scale) {
+    using W = wide<T>;
+    const unsigned long long step = (unsigned long long)state[STATE_STEP];
+    const unsigned k0 = (unsigned)state[STATE_SEED_LO], k1 = (unsigned)state[STATE_SEED_HI];
+    const index_t packs = c / N, runs = (pixels + run - 1) / run;
+    GRID_STRIDE(i, n * runs * packs) {
+        const index_t line = quotient(i, packs), pack = i - line * packs;
+        const index_t image = quotient(line, runs), first = (line - image * runs) * run;
+        const index_t channel = image * c + pack * N;  // as an element of an (n, c) array
+        W factor[N];
+        Words w;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const index_t at = channel + k;
+            if (k == 0 || (at & 3) == 0)
+                w = philox(Words{{(unsigned)(at >> 2), stream, (unsigned)step, (unsigned)(step >> 32)}}, k0, k1);
+            factor[k] = word(w, at) < threshold ? W(scale) : W(0);
+        }
+        const index_t end = first + run < pixels ? first + run : pixels;
+#pragma unroll 1
+        for (index_t p = first; p < end; p++) {
+            const index_t at = (image * pixels + p) * c + pack * N;
+            Values<T, N> v = load<N>(x + at);
+#pragma unroll
+            for (int k = 0; k < N; k++) v.v[k] = factor[k] != W(0) ? v.v[k] * factor[k] : W(0);
+            store(y + at, v);
+        }
+    }
+}
+
+// Whole channels of images (n, pixels, c). A thread draws once for a run of pixels; y may be x
+template <typename T>
+__global__ void __launch_bounds__(256)
+spatial_dropout(const T* x, T* y, index_t n, index_t pixels, index_t c, index_t run, const double* state,
+                index_t stream, index_t threshold, double scale) {
+    if (c % Pack<T>::N == 0 && aligned16(x) && aligned16(y))
+        spatial_dropout_packed<Pack<T>::N>(x, y, n, pixels, c, run, state, (unsigned)stream, threshold, scale);
+    else
+        spatial_dropout_packed<1>(x, y, n, pixels, c, run, state, (unsigned)stream, threshold, scale);
+}

@@ -22,8 +22,11 @@ __all__ = [
     "LOSSES",
     "OPTIONS",
     "SCALARS",
+    "TENSOR_WIDTHS",
+    "TILES",
     "UNITS",
     "WIDE",
+    "WIDTHS",
     "Kernels",
     "expressions",
     "source",
@@ -73,6 +76,15 @@ LOSSES = {
 #: Bytes that a thread moves at once when rows are copied, widest first
 UNITS = {16: "Unit16", 8: "Unit8", 4: "Unit4", 2: "Unit2", 1: "Unit1"}
 
+#: Columns that a block of attention gives its result at a time, by what it works on: more registers, and they spill
+WIDTHS = {"f": (64, 128), "d": (64,), "e": (128,), "E": (128,)}
+
+#: The same by tensor cores, which take no wider head
+TENSOR_WIDTHS = (64, 128)
+
+#: Rows and columns of the tiles of a convolution, by what they compute in: more registers than these, and they spill
+TILES = {"f": ((128, 128), (64, 64), (128, 32)), "d": ((64, 64),)}
+
 _RULES = (
     "Sgd<{t}>",
     "Momentum<{t}, false>",
@@ -91,31 +103,65 @@ _TYPES = tuple((t,) for t in SCALARS.values())
 _WIDE_TYPES = tuple((SCALARS[char],) for char in dict.fromkeys(WIDE.values()))
 _TYPES_ACTS = tuple((t, act) for t in SCALARS.values() for act in ACTIVATIONS.values())
 _TYPES_LOSSES = tuple((t, loss) for t in SCALARS.values() for loss in LOSSES.values())
+_TYPES_RNN = tuple((t, act) for t in SCALARS.values() for act in ("Tanh", "Relu"))
+_TYPES_WIDTHS = tuple((SCALARS[c], str(width)) for c, widths in WIDTHS.items() for width in widths)
+_HALF_WIDTHS = tuple((SCALARS[c], str(width)) for c in HALVES for width in TENSOR_WIDTHS)
 _UNIT_ARGS = tuple((unit,) for unit in UNITS.values())
+_TYPES_TILES = (
+    *((t, *map(str, tile)) for c, t in SCALARS.items() for tile in TILES[WIDE[c]]),
+    *(("tf32", *map(str, tile)) for tile in TILES["f"]),
+)
 _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 
 #: Every instantiation: file -> kernel -> template arguments
 FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
     "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
-    "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES), "add": _TYPES},
-    "dropout": {"dropout": _TYPES},
-    "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
-    "scatter": {"add_at_rows": _WIDE_TYPES},
+    "reduce": {
+        **dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES),
+        **dict.fromkeys(("add", "multiply", "scale"), _TYPES),
+    },
+    "dropout": dict.fromkeys(("dropout", "spatial_dropout"), _TYPES),
+    "gather": dict.fromkeys(("gather_rows", "store_rows", "copy_rows"), _UNIT_ARGS),
+    "scatter": {"add_at_rows": tuple((t, SCALARS[WIDE[c]]) for c, t in SCALARS.items())},
     "layer_norm": dict.fromkeys(("layer_norm", "layer_norm_dx", "layer_norm_dparam"), _TYPES),
     "batch_norm": {
         **dict.fromkeys(("batch_stats", "batch_norm_apply", "batch_norm_dparam", "batch_norm_dx"), _TYPES),
         **dict.fromkeys(("batch_stats_finish", "batch_norm_track"), _WIDE_TYPES),
     },
+    "group_norm": dict.fromkeys(("group_norm", "group_norm_dx", "group_norm_dparam"), _TYPES),
+    "rms_norm": dict.fromkeys(("rms_norm", "rms_norm_dx", "rms_norm_dparam"), _TYPES),
+    "pooling": dict.fromkeys(("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"), _TYPES),
+    "images": {"resample": _UNIT_ARGS, "upsample_grad": _TYPES},
+    "conv": {**dict.fromkeys(("conv", "conv_weights"), _TYPES_TILES), "turn_weights": _TYPES},
+    "depthwise": dict.fromkeys(("depthwise", "depthwise_dx", "depthwise_weights"), _TYPES),
     "losses": {"elementwise_loss": _TYPES_LOSSES},
     "xent": {
         "weight_total": _PLAIN,
         "softmax_xent": tuple((t, label) for c, t in SCALARS.items() for label in ("index_t", SCALARS[WIDE[c]])),
     },
-    "step": dict.fromkeys(("begin_step", "record_loss", "end_step", "end_epoch"), _PLAIN),
+    "step": dict.fromkeys(("begin_step", "sum_losses", "record_loss", "end_step", "end_epoch"), _PLAIN),
     "optimizers": {
         "optimizer_step": tuple((rule.format(t=t),) for (t,) in _WIDE_TYPES for rule in _RULES),
         "ema_step": _WIDE_TYPES,
+    },
+    "recurrent": {
+        **dict.fromkeys(("rnn_step", "rnn_grad_step"), _TYPES_RNN),
+        **dict.fromkeys(("lstm_step", "lstm_grad_step", "initial_grad"), _TYPES),
+    },
+    "gru": dict.fromkeys(("gru_step", "gru_reset", "gru_new"), _TYPES),
+    "gru_grad": dict.fromkeys(("gru_grad_step", "gru_grad_new", "gru_grad_reset"), _TYPES),
+    "attention": {"attention": _TYPES_WIDTHS},
+    "attention_grad": {
+        "attention_delta": _TYPES,
+        **dict.fromkeys(("attention_dq", "attention_dkv"), _TYPES_WIDTHS),
+    },
+    "attention_tensor": {"attention_tensor": _HALF_WIDTHS},
+    "attention_tensor_grad": dict.fromkeys(("attention_tensor_dq", "attention_tensor_dkv"), _HALF_WIDTHS),
+    "rotary": {"rotary": _TYPES},
+    "masks": {
+        "step_mask": (*((t, t) for (t,) in _TYPES), *(("index_t", t) for (t,) in _TYPES)),
+        "scale_rows": _TYPES,
     },
     "half": {
         "cast": tuple(pair for c in HALVES for pair in (("float", SCALARS[c]), (SCALARS[c], "float"))),

@@ -1,8 +1,8 @@
 // The gradients of a normalisation's gamma and beta, which are column sums, whatever it normalises over.
 #include "columns.cuh"
 
-// Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk]; xhat(v, r, k) is what the
-// element v of row r, and of this thread's column k, became
+// Sums of dy * xhat and of dy over this block's rows, into dgamma[chunk] and dbeta[chunk], which may be null;
+// xhat(v, r, k) is what the element v of row r, and of this thread's column k, became
 template <int N, typename T, class Normalised>
 __device__ inline void norm_dparam(const T* dy, const T* x, wide<T>* dgamma, wide<T>* dbeta, index_t rows, index_t m,
                                    index_t rows_per_chunk, const Tile<N>& tile, const Normalised& xhat) {
@@ -18,7 +18,8 @@ __device__ inline void norm_dparam(const T* dy, const T* x, wide<T>* dgamma, wid
         }
     }
     tile.sum(of_gamma);
-    tile.sum(of_beta);
     tile.write(dgamma + blockIdx.y * m, m, of_gamma);
+    if (!dbeta) return;
+    tile.sum(of_beta);
     tile.write(dbeta + blockIdx.y * m, m, of_beta);
 }

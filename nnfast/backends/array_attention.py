@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from . import formulas
+from ..positions import position_angles
 
 Array = Any
 
@@ -97,7 +97,7 @@ class ArrayAttention:
         n, t, width = x.shape
         if width % (2 * heads):
             raise ValueError(f"rotary: {heads} heads of an even number of features need another width than {width}")
-        angles = formulas.position_angles(xp, t, width // heads, base, first)
+        angles = position_angles(xp, t, width // heads, base, first)
         cos, sin = (f(angles).astype(wide.dtype)[:, None, :] for f in (xp.cos, xp.sin))
         if inverse:
             sin = -sin

@@ -43,12 +43,12 @@ def places(window: Window, image: Array, result: Array) -> Iterator[tuple[int, i
 
 def _by_group(x: Array, groups: int) -> Array:
     """Pixels (..., c) as one matrix for each group of channels: (groups, pixels, c / groups)."""
-    return x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
+    return x.reshape(-1, groups, x.shape[-1] // groups).transpose(1, 0, 2)
 
 
 def _joined(x: Array, shape: tuple[int, ...]) -> Array:
     """The inverse of :func:`_by_group`."""
-    return x.swapaxes(0, 1).reshape(shape)
+    return x.transpose(1, 0, 2).reshape(shape)
 
 
 class ArrayConv:
@@ -69,12 +69,12 @@ class ArrayConv:
         dy, W = self._wide(dy), self._wide(W)
         total = self.xp.zeros(dx.shape, dy.dtype)
         for r, s, outside, inside in places(window, dx, dy):
-            product = _by_group(dy[outside], groups) @ _by_group(W[r, s], groups).swapaxes(1, 2)
+            product = _by_group(dy[outside], groups) @ _by_group(W[r, s], groups).transpose(0, 2, 1)
             total[inside] += _joined(product, total[inside].shape)
         dx[...] = total
 
     def conv_weight_grad(self, dy: Array, x: Array, window: Window, *, groups: int = 1, dW: Array) -> None:
         dy, x = self._wide(dy), self._wide(x)
         for r, s, outside, inside in places(window, x, dy):
-            product = _by_group(x[inside], groups).swapaxes(1, 2) @ _by_group(dy[outside], groups)
+            product = _by_group(x[inside], groups).transpose(0, 2, 1) @ _by_group(dy[outside], groups)
             dW[r, s] = _joined(product, dW[r, s].shape)

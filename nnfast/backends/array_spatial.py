@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from ..window import Window
@@ -19,19 +20,19 @@ class ArraySpatial:
     # ---- pooling ----------------------------------------------------------------------------------
     def max_pool(self, x: Array, window: Window, *, out: Array) -> None:
         wide = self._wide(x)
-        largest = self.xp.full(out.shape, -self.xp.inf, wide.dtype)
+        largest = self.xp.full(out.shape, -inf, wide.dtype)
         for _, _, outside, inside in places(window, x, out):
             largest[outside] = self.xp.maximum(largest[outside], wide[inside])  # NaN where either is
         out[...] = largest
 
     def max_pool_grad(self, dy: Array, x: Array, y: Array, window: Window, *, dx: Array) -> None:
         xp, dy, x, y = self.xp, self._wide(dy), self._wide(x), self._wide(y)
-        total, open_ = xp.zeros(dx.shape, dy.dtype), xp.ones(dy.shape, bool)
+        total, found = xp.zeros(dx.shape, dy.dtype), xp.zeros(dy.shape, bool)
         for _, _, outside, inside in places(window, x, y):
             there, largest = x[inside], y[outside]
-            hit = open_[outside] & ((there == largest) | (xp.isnan(there) & xp.isnan(largest)))
+            hit = ~found[outside] & ((there == largest) | (xp.isnan(there) & xp.isnan(largest)))
             total[inside] += xp.where(hit, dy[outside], 0.0)
-            open_[outside] &= ~hit
+            found[outside] |= hit
         dx[...] = total
 
     def avg_pool(self, x: Array, window: Window, *, count_padding: bool = False, out: Array) -> None:

@@ -7,6 +7,7 @@ kernel allocates once it has run at a batch size, so that a step can be captured
 from __future__ import annotations
 
 import threading
+from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -24,14 +25,37 @@ from .cupy_conv import CudaConv
 from .cupy_graph import CudaGraphs
 from .cupy_layers import CudaLayers
 from .cupy_linear import CudaLinear
+from .cupy_norms import CudaNorms
 from .cupy_products import CudaProducts
 from .cupy_recurrent import CudaRecurrent
+from .cupy_rows import CudaRows
 from .cupy_spatial import CudaSpatial
 from .cupy_steps import CudaSteps
 
 __all__ = ["CupyBackend", "probe"]
 
 _Class = TypeVar("_Class", bound=type)
+
+#: The parts whose methods are kernels
+KERNELS = (
+    CudaLayers,
+    CudaLinear,
+    CudaRows,
+    CudaNorms,
+    CudaConv,
+    CudaSpatial,
+    CudaRecurrent,
+    CudaAttention,
+    CudaSteps,
+)
+
+
+def operations() -> Iterator[str]:
+    """The methods of the contract, those that its mixins declare included."""
+    for part in Backend.__mro__:
+        if part not in (object, ABC):
+            yield from (name for name, x in vars(part).items() if callable(x) and not name.startswith("_"))
+
 
 # What may come between a loss and its last layer's gradient
 _LEAVES_GRADIENTS = ("record_loss", "store_batch", "linear_act_grad")
@@ -67,11 +91,14 @@ def _on_own_device(method: Callable[..., Any]) -> Callable[..., Any]:
 def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
     """Run `method`; where `fused` is off or it returns ``NotImplemented``, CuPy's own operations."""
     composed = getattr(CupyArrays, method.__name__)
+    # The contract's own compositions call other methods, each of which may have a kernel
+    own = composed is not getattr(Backend, method.__name__)
 
     @wraps(method)
     def call(self: CupyBackend, *args: Any, **kwargs: Any) -> None:
         if not self.fused or method(self, *args, **kwargs) is NotImplemented:
-            self._refuse(f"{method.__name__} by CuPy's own operations")
+            if own or not self.fused:
+                self._refuse(f"{method.__name__} by CuPy's own operations")
             composed(self, *args, **kwargs)
 
     return call
@@ -79,11 +106,11 @@ def _kernel_or_composition(method: Callable[..., Any]) -> Callable[..., None]:
 
 def _contract(cls: _Class) -> _Class:
     """Wrap the contract's methods: each runs on its backend's device, kernels with their fallback."""
-    for name, declared in vars(Backend).items():
-        if name.startswith("_") or not callable(declared) or name in _HOST:
+    for name in operations():
+        if name in _HOST:
             continue
         method = getattr(cls, name)
-        if any(name in vars(part) for part in (CudaLayers, CudaLinear, CudaSteps)):
+        if any(name in vars(part) for part in KERNELS):
             method = _kernel_or_composition(method)
         setattr(cls, name, _on_own_device(method))
     return cls
@@ -94,6 +121,8 @@ class CupyBackend(
     CudaGraphs,
     CudaLinear,
     CudaLayers,
+    CudaRows,
+    CudaNorms,
     CudaConv,
     CudaSpatial,
     CudaRecurrent,

@@ -1,4 +1,4 @@
-"""The CUDA kernels behind layers: activations, linear layers, normalisation, dropout, rows by index.
+"""The CUDA kernels behind layers: elementwise operations, linear layers, normalisation, dropout.
 
 A method returns ``NotImplemented`` for what its kernel does not support; the backend then uses CuPy's
 own operations.
@@ -49,6 +49,18 @@ class CudaLayers:
         if t is None or not same(x, y, out):
             return NotImplemented
         self._launch("reduce", "add", (t,), self._kernels.flat(x.size), x, y, out, x.size)
+        return None
+
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> Any:
+        number = isinstance(y, (int, float))
+        t = self._type(x, None if number else y, out)
+        if t is None or not same(x, None if number else y, out):
+            return NotImplemented
+        shape = self._kernels.flat(x.size)
+        if number:
+            self._launch("reduce", "scale", (t,), shape, x, float(y), out, x.size)
+        else:
+            self._launch("reduce", "multiply", (t,), shape, x, y, out, x.size)
         return None
 
     def add_bias(self, x: Array, b: Array, *, out: Array) -> Any:
@@ -115,7 +127,7 @@ class CudaLayers:
     def _tiles(self, *arrays: Array | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
         """Grid, block, rows of a chunk and elements at once of a kernel that sums up columns of 2-d `arrays`."""
         rows, columns = next(x.shape for x in arrays if x is not None)
-        at_once = _packed(columns, *arrays)
+        at_once = packed(columns, *arrays)
         return *self._kernels.tiles(rows, columns, at_once), at_once
 
     def _chunk_sums(self, chunks: int, *outs: Array) -> tuple[Array, ...]:
@@ -131,13 +143,13 @@ class CudaLayers:
         if chunks == 1 and all(sums is out for sums, out in pairs):
             return
         t, columns = loader.SCALARS[pairs[0][1].dtype.char], pairs[0][1].size
-        at_once = _packed(columns, *(sums for sums, _ in pairs))
+        at_once = packed(columns, *(sums for sums, _ in pairs))
         grid, block, _ = self._kernels.tiles(1, columns, at_once)
         first, second = pairs[0], pairs[-1]
         shape = ((grid[0], len(pairs)), block)
         self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns, at_once)
 
-    # ---- random numbers and rows ----------------------------------------------------------------
+    # ---- random numbers ---------------------------------------------------------------------------
     def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
         t = self._type(x, out)
         if t is None or not same(x, out):
@@ -147,53 +159,12 @@ class CudaLayers:
         self._launch("dropout", "dropout", (t,), shape, *arguments)
         return None
 
-    def _copy_rows(self, kernel: str, src: Array, dst: Array, rows: int, *between: Any) -> Any:
-        """A kernel of ``gather.cu``, in the widest unit that divides a row and fits both addresses."""
-        if src.dtype != dst.dtype or src.shape[1:] != dst.shape[1:]:
-            return NotImplemented
-        if not all(isinstance(x, self._array_type) and x.flags.c_contiguous for x in (src, dst)):
-            return NotImplemented
-        row_bytes = prod(src.shape[1:]) * src.dtype.itemsize
-        if rows == 0 or row_bytes == 0:
-            return None
-        fits = row_bytes | src.data.ptr | dst.data.ptr
-        unit = next(size for size in loader.UNITS if fits % size == 0)
-        units = row_bytes // unit
-        shape = self._kernels.flat(rows * units)
-        self._launch("gather", kernel, (loader.UNITS[unit],), shape, src, *between, dst, rows, units)
-        return None
-
-    def take_rows(self, x: Array, index: Array, *, out: Array) -> Any:
-        if index.dtype.char not in "lq" or not index.flags.c_contiguous or out.shape[:1] != index.shape:
-            return NotImplemented
-        return self._copy_rows("gather_rows", x, out, len(out), index, None)
-
-    def take_batch(self, x: Array, order: Array, state: Array, *, out: Array) -> Any:
-        if order.dtype.char not in "lq" or not order.flags.c_contiguous:
-            return NotImplemented
-        return self._copy_rows("gather_rows", x, out, len(out), order, state)
-
-    def store_batch(self, x: Array, state: Array, *, out: Array) -> Any:
-        if x.dtype != out.dtype:
-            x = x.astype(out.dtype)  # allocates: outputs are kept in the dtype that they have
-        return self._copy_rows("store_rows", x, out, len(x), state)
-
-    def add_at_rows(self, x: Array, index: Array, *, out: Array) -> Any:
-        t = self._wide_type(x, out)
-        if t is None or index.dtype.char not in "lq" or not index.flags.c_contiguous:
-            return NotImplemented
-        if x.shape[1:] != out.shape[1:] or x.shape[:1] != index.shape:
-            return NotImplemented
-        columns = prod(x.shape[1:])
-        self._launch("scatter", "add_at_rows", (t,), self._kernels.warps(len(x)), x, index, out, len(x), columns)
-        return None
-
     # ---- normalisation --------------------------------------------------------------------------
     def layer_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, rstd: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, rstd))
-        if t is None or not _fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta), rows=(mean, rstd), like=(out,)):
             return NotImplemented
         shape = self._kernels.warps(len(x))
         self._launch("layer_norm", "layer_norm", (t,), shape, x, gamma, beta, out, mean, rstd, *x.shape, float(eps))
@@ -203,7 +174,7 @@ class CudaLayers:
         self, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array, *, dx: Array, dgamma: Array, dbeta: Array
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, rstd, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, dgamma, dbeta), rows=(mean, rstd), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -219,7 +190,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(x)
         size = grid[1] * mean.size
@@ -246,7 +217,7 @@ class CudaLayers:
         dbeta: Array,
     ) -> Any:
         t = self._type(dy, x, dx, wide=(gamma, mean, var, dgamma, dbeta))
-        if t is None or not _fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
+        if t is None or not fits(x, columns=(gamma, mean, var, dgamma, dbeta), like=(dy, dx)):
             return NotImplemented
         grid, block, per_chunk, at_once = self._tiles(dy, x)
         sums = self._chunk_sums(grid[1], dgamma, dbeta)
@@ -262,7 +233,7 @@ class CudaLayers:
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array
     ) -> Any:
         t = self._type(x, out, wide=(gamma, beta, mean, var))
-        if t is None or not _fits(x, columns=(gamma, beta, mean, var), like=(out,)):
+        if t is None or not fits(x, columns=(gamma, beta, mean, var), like=(out,)):
             return NotImplemented
         arguments = (x, gamma, beta, mean, var, out, x.size, x.shape[1], float(eps))
         self._launch("batch_norm", "batch_norm_apply", (t,), self._kernels.flat(x.size), *arguments)
@@ -289,7 +260,7 @@ class CudaLayers:
         return None
 
 
-def _packed(columns: int, *arrays: Array | None) -> int:
+def packed(columns: int, *arrays: Array | None) -> int:
     """How many elements of rows of `columns` can be moved at once: 16 bytes, where that divides them, or one."""
     held = [x for x in arrays if x is not None]
     at_once = 16 // held[0].dtype.itemsize
@@ -297,9 +268,7 @@ def _packed(columns: int, *arrays: Array | None) -> int:
     return at_once if fits else 1
 
 
-def _fits(
-    x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]
-) -> bool:
+def fits(x: Array, *, columns: tuple[Array, ...], rows: tuple[Array, ...] = (), like: tuple[Array | None, ...]) -> bool:
     """Whether the shapes are those of a normalisation over a 2-d `x` that is not empty."""
     return (
         x.ndim == 2

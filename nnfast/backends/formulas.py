@@ -116,15 +116,6 @@ def softmax(xp: Any, z: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def position_angles(xp: Any, steps: int, features: int, base: float, first: int = 0) -> Array:
-    """``t / base**(2 i / features)`` for the steps from `first` on and each pair `i` of features; float64.
-
-    What sinusoidal (Vaswani et al. 2017) and rotary (Su et al. 2021) positions take sine and cosine of.
-    """
-    wave = xp.arange((features + 1) // 2, dtype=np.float64) * (2.0 / features)
-    return xp.arange(first, first + steps, dtype=np.float64)[:, None] / base**wave
-
-
 Pair = tuple[Callable[[Any, Array, float], Array], Callable[[Any, Array, float], Array]]
 
 ACTIVATIONS: dict[str, Pair] = {

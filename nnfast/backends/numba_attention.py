@@ -10,7 +10,7 @@ import numpy as np
 from ..kernels.cpu import attention as attention_kernels
 from ..kernels.cpu import attention_grad as gradient_kernels
 from ..kernels.cpu import sequence_rows
-from . import formulas
+from ..positions import position_angles
 from .base import Array
 from .numba_checks import matrix, native, plain, shapes, writable
 
@@ -41,10 +41,20 @@ def _head_width(method: str, x: np.ndarray, heads: int) -> int:
     return int(x.shape[2]) // heads
 
 
+def _check_shapes(
+    method: str, q: Array, k: Array, v: Array, heads: int, mask: Array | None, lse: Array | None, **like_q: Array
+) -> None:
+    """Raise ``ValueError`` where shapes do not fit those of queries and keys."""
+    (n, t, width), s = q.shape, k.shape[1]
+    _head_width(method, q, heads)
+    shapes(method, k=(k, (n, s, width)), v=(v, (n, s, width)), mask=(mask, (n, s)), lse=(lse, (n, heads, t)))
+    shapes(method, **{name: (array, q.shape) for name, array in like_q.items()})
+
+
 @lru_cache(maxsize=32)
 def _turns(steps: int, width: int, base: float, first: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of rotary positions, (steps, width / 2)."""
-    angles = formulas.position_angles(np, steps, width, base, first)
+    angles = position_angles(np, steps, width, base, first)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
@@ -72,7 +82,7 @@ class NumbaAttention:
         if not (self.fused and usable):
             self._numpy("attention", q, k, v, heads=heads, causal=causal, scale=scale, mask=mask, out=out, lse=lse)
             return
-        self._check_heads("attention", q, k, v, heads, mask, lse, out=out)
+        _check_shapes("attention", q, k, v, heads, mask, lse, out=out)
         writable("attention", out=out, lse=lse)
         self._emit(attention_kernels.attention_call(q, k, v, heads, causal, scale, mask, out, lse))
 
@@ -98,19 +108,10 @@ class NumbaAttention:
             options = {"heads": heads, "causal": causal, "scale": scale, "mask": mask}
             self._numpy("attention_grad", dy, q, k, v, **options, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
             return
-        self._check_heads("attention_grad", q, k, v, heads, mask, lse, out=out, dy=dy, dq=dq)
+        _check_shapes("attention_grad", q, k, v, heads, mask, lse, out=out, dy=dy, dq=dq)
         shapes("attention_grad", dk=(dk, k.shape), dv=(dv, k.shape))
         writable("attention_grad", dq=dq, dk=dk, dv=dv)
         self._emit(gradient_kernels.attention_grad_call(dy, q, k, v, heads, causal, scale, mask, out, lse, dq, dk, dv))
-
-    @staticmethod
-    def _check_heads(
-        method: str, q: Array, k: Array, v: Array, heads: int, mask: Array | None, lse: Array | None, **like_q: Array
-    ) -> None:
-        (n, t, width), s = q.shape, k.shape[1]
-        _head_width(method, q, heads)
-        shapes(method, k=(k, (n, s, width)), v=(v, (n, s, width)), mask=(mask, (n, s)), lse=(lse, (n, heads, t)))
-        shapes(method, **{name: (array, q.shape) for name, array in like_q.items()})
 
     def rotary(self, x: Array, *, heads: int, base: float, first: int = 0, inverse: bool = False, out: Array) -> None:
         if not (_strided(x, out) and _one_type(x, out)):

@@ -11,27 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from .. import activations
-from ..activations import Activation
+from ..activations import Activation, cell_activation
 
 if TYPE_CHECKING:
     from .base import Array
 
 __all__ = ["RecurrentOperations", "cell_activation"]
-
-
-def cell_activation(act: str | Activation, who: str = "rnn") -> Activation:
-    """The activation of :meth:`RecurrentOperations.rnn`.
-
-    Raises
-    ------
-    ValueError
-        If it is neither tanh nor relu.
-    """
-    act = activations.get(act)
-    if act.name not in ("tanh", "relu"):
-        raise ValueError(f"{who}: the activation must be tanh or relu, got {str(act)!r}")
-    return act
 
 
 class RecurrentOperations(ABC):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import activations
 from ..files import replacing
-from ..layers import Activation, BatchNorm, Dense, Dropout, Flatten, Layer, LayerNorm
 from ..network import Network
-from .onnx_graph import Graph, activation
+from .onnx_graph import Graph, Node, activation
 
 if TYPE_CHECKING:
     from ..preprocessing import Preprocessor
@@ -34,7 +32,8 @@ def export(
 ) -> None:
     """Write a built model as an ONNX file, whole or not at all.
 
-    The graph has one input ``x`` (n, ...) and one output ``y`` (n, ...), float32, with any number of rows. With
+    The graph has one input ``x`` (n, ...), float32, or int64 where the model takes indices, and one output ``y``
+    (n, ...), float32, with any number of rows. Images have their channels last, as everywhere in nnfast. With
     `preprocessing`, it takes what ``nnfast predict`` takes: an array ``x`` of raw numbers, or an input (n, 1) for each
     column of a table, by its name, of floats (NaN where a value is missing) or texts (empty where missing); and its
     outputs are ``label`` (n,) and ``probabilities`` (n, classes; ``margins`` after the hinge loss), or ``prediction``
@@ -42,7 +41,7 @@ def export(
 
     Parameters
     ----------
-    model : Sequential
+    model : Model
         Of layers that nnfast has; dropout is left out.
     path : path_like
         The file.
@@ -57,7 +56,7 @@ def export(
     Raises
     ------
     ValueError
-        If `opset` is another one, or a layer has no counterpart in ONNX.
+        If `opset` is another one, or a layer has no counterpart in ONNX, such as a recurrent one with ``stateful``.
     ImportError
         If the package ``onnx`` is not installed.
     OSError
@@ -70,17 +69,12 @@ def export(
     onnx = package()
     g = Graph(opset)
     if preprocessing is None:
-        x = g.input("x", np.float32, ("n", *model.in_shape))
+        x = g.input("x", np.int64 if model.takes_indices else np.float32, ("n", *model.in_shape))
     else:
+        if model.takes_indices:
+            raise ValueError("preprocessing gives numbers, but the model takes indices")
         x = encoded_inputs(g, preprocessing.inputs)
-    weights = {name: value.astype(np.float32) for name, value in model.get_weights().items()}
-    for built in model.built:
-        emit = next((f for kind, f in _LAYERS.items() if type(built.layer) is kind), None)
-        if emit is None:
-            kind = type(built.layer).__name__
-            raise ValueError(f"layer {built.index} ({built.name}): {kind} has no counterpart in ONNX")
-        own = {name.rpartition(".")[2]: v for name, v in weights.items() if name.rpartition(".")[0] == built.name}
-        x = emit(g, x, built.layer, own, len(built.in_shape))
+    x = _layers(g, model, x)
     link = None if model.loss is None or not (probabilities or preprocessing) else _link(model)
     if link == "exp":
         x = g.node("Exp", x)
@@ -93,6 +87,37 @@ def export(
     made = g.model(IR_VERSION, f"{model!r}")
     with replacing(path) as temporary:
         onnx.save(made, str(temporary))
+
+
+def _layers(g: Graph, model: Network, x: str) -> str:
+    """Add what computes the model's layers; returns the result's name."""
+    from .onnx_layers import EMITTERS
+
+    weights: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in model.get_weights().items():
+        owner, _, own = name.rpartition(".")
+        weights.setdefault(owner, {})[own] = value.astype(np.float32)
+    values: list[str] = []
+    masks: dict[int | None, str] = {}
+    for built in model.built:
+        kind = type(built.layer)
+        where = f"layer {built.index} ({built.name})"
+        if kind not in EMITTERS:
+            raise ValueError(f"{where}: {kind.__name__} has no counterpart in ONNX")
+        node = Node(
+            g,
+            built,
+            [values[i] if i >= 0 else x for i in built.inputs],
+            weights.get(model.built[built.owner].name, {}),
+            [masks.get(model.built[i].out_mask) if i >= 0 else None for i in built.inputs],
+        )
+        try:
+            values.append(EMITTERS[kind](node))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if node.out_mask is not None:
+            masks[built.index] = node.out_mask
+    return values[-1]
 
 
 def _link(model: Network) -> str | None:
@@ -116,40 +141,3 @@ def package() -> Any:
     except ImportError as error:
         raise ImportError(f'ONNX files need the package onnx: pip install "nnfast[onnx]" ({error})') from error
     return onnx
-
-
-# ---- layers: (graph, input, layer, its weights, dimensions of a row) -> output ------------------------------------
-def _dense(g: Graph, x: str, layer: Any, own: dict[str, np.ndarray], rank: int) -> str:
-    W = g.constant(own["W"], "W")
-    if rank == 1:
-        z = g.node("Gemm", x, W, *([g.constant(own["b"], "b")] if layer.bias else []))
-    else:
-        z = g.node("MatMul", x, W)
-        if layer.bias:
-            z = g.node("Add", z, g.constant(own["b"], "b"))
-    return activation(g, z, layer.activation)
-
-
-def _layer_norm(g: Graph, x: str, layer: Any, own: dict[str, np.ndarray], rank: int) -> str:
-    gamma, beta = g.constant(own["gamma"], "gamma"), g.constant(own["beta"], "beta")
-    return g.node("LayerNormalization", x, gamma, beta, axis=-1, epsilon=layer.eps)
-
-
-def _batch_norm(g: Graph, x: str, layer: Any, own: dict[str, np.ndarray], rank: int) -> str:
-    if rank == 1:
-        names = ("gamma", "beta", "running_mean", "running_var")
-        return g.node("BatchNormalization", x, *(g.constant(own[name], name) for name in names), epsilon=layer.eps)
-    # ONNX has the features on the second axis, nnfast on the last: as a line
-    slope = own["gamma"] / np.sqrt(own["running_var"] + np.float32(layer.eps))
-    scaled = g.node("Mul", x, g.constant(slope, "scale"))
-    return g.node("Add", scaled, g.constant(own["beta"] - own["running_mean"] * slope, "shift"))
-
-
-_LAYERS: dict[type[Layer], Callable[[Graph, str, Any, dict[str, np.ndarray], int], str]] = {
-    Dense: _dense,
-    Activation: lambda g, x, layer, own, rank: activation(g, x, layer.activation),
-    LayerNorm: _layer_norm,
-    BatchNorm: _batch_norm,
-    Dropout: lambda g, x, layer, own, rank: x,
-    Flatten: lambda g, x, layer, own, rank: g.node("Flatten", x, axis=1),
-}

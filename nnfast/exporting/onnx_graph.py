@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any
 
 import numpy as np
 
 from ..activations import Activation
+from ..layers.graph import Built
 
-__all__ = ["GELU_SINCE", "Graph", "activation"]
+__all__ = ["GELU_SINCE", "Graph", "Node", "activation", "elementwise"]
 
-# Operator sets from which on there is a node for what is composed before
-GELU_SINCE, MISH_SINCE = 20, 18
+# Operator sets from which on there is a node for what is composed before, or from which on axes are an input
+GELU_SINCE, MISH_SINCE, AXES_SINCE = 20, 18, 18
 
 
 class Graph:
@@ -35,6 +37,7 @@ class Graph:
         self.outputs: list[Any] = []
         self.uses_ml = False
         self._taken: set[str] = set()
+        self._first: dict[str, str] = {}  # values with the channels last: the same ones with the channels first
 
     def name(self, wanted: str) -> str:
         """`wanted`, with a number where it is taken."""
@@ -45,14 +48,75 @@ class Graph:
         self._taken.add(name)
         return name
 
+    @property
+    def float_type(self) -> int:
+        """What ONNX calls float32."""
+        return self._type(np.float32)
+
+    @property
+    def bool_type(self) -> int:
+        """What ONNX calls bool."""
+        return self._type(np.bool_)
+
     def node(self, op: str, *inputs: str, wanted: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node with one result; returns the result's name."""
-        out = self.name(wanted or op.lower())
         self.uses_ml |= domain == "ai.onnx.ml"
-        self.nodes.append(
-            self._onnx.helper.make_node(op, list(inputs), [out], name=f"{out}_node", domain=domain, **attributes)
-        )
+        [out] = self.several(op, 1, *inputs, wanted=wanted, domain=domain, **attributes)
         return out
+
+    def several(self, op: str, results: int, *inputs: str, wanted: str = "", **attributes: Any) -> list[str]:
+        """Add a node with some results; returns their names."""
+        out = [self.name(wanted or op.lower()) for _ in range(results)]
+        self.nodes.append(self._onnx.helper.make_node(op, list(inputs), out, name=f"{out[0]}_node", **attributes))
+        return out
+
+    def scan(
+        self,
+        step: Callable[[Graph, list[str], list[str]], tuple[list[str], str]],
+        states: Sequence[str],
+        sequences: Sequence[str],
+        *,
+        reverse: bool,
+    ) -> list[str]:
+        """Add a loop over the second axis of `sequences`, float32.
+
+        Parameters
+        ----------
+        step : callable
+            From the loop's body, the states and a step of each sequence to the new states and the step's output. It may
+            use values from outside.
+        states, sequences : sequence of str
+            The states before the first step; what there is a step of.
+        reverse : bool
+            Whether the last step comes first.
+
+        Returns
+        -------
+        list of str
+            The last states, and the outputs of all steps.
+        """
+        body = Graph(self.opset)
+        body.constants, body._taken = self.constants, self._taken
+        old = [body.name("state") for _ in states]
+        now = [body.name("step") for _ in sequences]
+        new, output = step(body, old, now)
+
+        def infos(names: Sequence[str]) -> list[Any]:
+            return [self._onnx.helper.make_tensor_value_info(name, self.float_type, None) for name in names]
+
+        graph = self._onnx.helper.make_graph(body.nodes, self.name("body"), infos([*old, *now]), infos([*new, output]))
+        return self.several(
+            "Scan",
+            len(new) + 1,
+            *states,
+            *sequences,
+            body=graph,
+            num_scan_inputs=len(sequences),
+            scan_input_axes=[1] * len(sequences),
+            scan_input_directions=[int(reverse)] * len(sequences),
+            scan_output_axes=[1],
+            scan_output_directions=[int(reverse)],
+        )
 
     def constant(self, value: Any, wanted: str = "c") -> str:
         """Add a constant; returns its name."""
@@ -70,6 +134,53 @@ class Graph:
         """A float32 constant without dimensions."""
         return self.constant(np.float32(value))
 
+    # ---- shapes ---------------------------------------------------------------------------------------
+    def reshape(self, x: str, *shape: int) -> str:
+        """Each row of `x` under another shape."""
+        return self.node("Reshape", x, self.constant(np.array([0, *shape], np.int64), "shape"))
+
+    def transpose(self, x: str, *order: int) -> str:
+        """`x` with its axes in another order, that of the rows included."""
+        return self.node("Transpose", x, perm=order)
+
+    def slice(self, x: str, axis: int, start: int, stop: int) -> str:
+        """A part of one axis."""
+        ends = (self.constant(np.array([n], np.int64), "at") for n in (start, stop, axis))
+        return self.node("Slice", x, *ends)
+
+    def reduce(self, op: str, x: str, axis: int, keepdims: int) -> str:
+        """A reduction over one axis."""
+        if self.opset >= AXES_SINCE:
+            return self.node(op, x, self.constant(np.array([axis], np.int64), "axes"), keepdims=keepdims)
+        return self.node(op, x, axes=[axis], keepdims=keepdims)
+
+    def unsqueeze(self, x: str, *axes: int) -> str:
+        """`x` with axes of length one added."""
+        return self.node("Unsqueeze", x, self.constant(np.array(axes, np.int64), "axes"))
+
+    def squeeze(self, x: str, axis: int) -> str:
+        """`x` without an axis of length one."""
+        return self.node("Squeeze", x, self.constant(np.array([axis], np.int64), "axes"))
+
+    def channels_first(self, x: str, rank: int) -> str:
+        """Rows of `rank` axes with the last one first, as ONNX's operators on images want them."""
+        if x in self._first:
+            return self._first[x]
+        return x if rank < 2 else self.transpose(x, 0, rank, *range(1, rank))
+
+    def channels_last(self, x: str, rank: int) -> str:
+        """The way back. What undoes one another is not done, by :meth:`channels_first` and by :meth:`model`."""
+        if rank < 2:
+            return x
+        last = self.transpose(x, 0, *range(2, rank + 1), 1)
+        self._first[last] = x
+        return last
+
+    def has_channels_first(self, x: str) -> bool:
+        """Whether `x` came from a value with the channels first."""
+        return x in self._first
+
+    # ---- inputs and outputs ---------------------------------------------------------------------------
     def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
         """Declare an input; numbers and names of dimensions."""
         name = self.name(name)
@@ -92,7 +203,8 @@ class Graph:
         from .. import __version__
 
         helper = self._onnx.helper
-        graph = helper.make_graph(self.nodes, "nnfast", self.inputs, self.outputs, self.constants)
+        nodes, constants = self._needed()
+        graph = helper.make_graph(nodes, "nnfast", self.inputs, self.outputs, constants)
         opsets = [helper.make_opsetid("", self.opset)]
         if self.uses_ml:
             opsets.append(helper.make_opsetid("ai.onnx.ml", 3))
@@ -106,6 +218,63 @@ class Graph:
         )
         self._onnx.checker.check_model(model, full_check=True)
         return model
+
+    def _needed(self) -> tuple[list[Any], list[Any]]:
+        """The nodes and constants that an output needs."""
+        needed, nodes = {output.name for output in self.outputs}, []
+        for node in reversed(self.nodes):
+            if needed.isdisjoint(node.output):
+                continue
+            nodes.append(node)
+            needed.update(node.input)
+            for attribute in node.attribute:  # the body of a loop reads what is around it
+                needed.update(name for inner in attribute.g.node for name in inner.input)
+        return nodes[::-1], [constant for constant in self.constants if constant.name in needed]
+
+
+@dataclass
+class Node:
+    """A layer at its place, as it becomes part of a graph.
+
+    Attributes
+    ----------
+    g : Graph
+    built : Built
+    inputs : list of str
+        Values of the layer's inputs.
+    weights : dict of str to ndarray
+        Parameters and buffers by the layer's names, float32.
+    masks : list of (str or None)
+        Of the steps of each input, float32 (n, steps).
+    out_mask : str or None
+        Set by layers that make a mask.
+    """
+
+    g: Graph
+    built: Built
+    inputs: list[str]
+    weights: dict[str, np.ndarray]
+    masks: list[str | None]
+    out_mask: str | None = None
+
+    @property
+    def layer(self) -> Any:
+        """The description."""
+        return self.built.layer
+
+    @property
+    def x(self) -> str:
+        """The first input."""
+        return self.inputs[0]
+
+    @property
+    def rank(self) -> int:
+        """Axes of a row of the first input."""
+        return len(self.built.in_shape)
+
+    def weight(self, name: str) -> str:
+        """A constant with one of the layer's arrays."""
+        return self.g.constant(self.weights[name], name)
 
 
 def _gelu(g: Graph, x: str, act: Activation) -> str:
@@ -156,3 +325,10 @@ _NODES: dict[str, Callable[[Graph, str, Activation], str]] = {
 def activation(g: Graph, x: str, act: Activation) -> str:
     """Add what computes an activation of `x`; returns the result's name."""
     return _NODES[act.name](g, x, act)
+
+
+def elementwise(g: Graph, x: str, act: Activation, rank: int) -> str:
+    """An activation of rows of `rank` axes: where the channels were first, they stay so as long as that does."""
+    if act.name == "softmax" or not g.has_channels_first(x):
+        return activation(g, x, act)
+    return g.channels_last(activation(g, g.channels_first(x, rank), act), rank)

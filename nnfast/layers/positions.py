@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import initializers
 from ..backends.base import Array, Backend
-from ..backends.formulas import position_angles
+from ..positions import position_angles
 from .base import BuildContext, Layer, Shape, positive_int
 
 __all__ = ["PositionalEmbedding", "sinusoids"]

@@ -8,7 +8,6 @@ import numpy as np
 
 from .. import activations, initializers
 from ..backends.base import Array, Backend
-from ..backends.recurrent import cell_activation
 from .base import BuildContext, Layer, Shape, positive_int
 
 __all__ = ["GRU", "LSTM", "Recurrent", "SimpleRNN"]
@@ -184,7 +183,7 @@ class SimpleRNN(Recurrent):
             bias_initializer=bias_initializer,
             name=name,
         )
-        self.activation = cell_activation(activation, "SimpleRNN")
+        self.activation = activations.cell_activation(activation, "SimpleRNN")
 
     def _run(self, bk: Backend, x: Array, states: Array, h0: Array | None) -> None:
         bk.rnn(

@@ -80,7 +80,7 @@ class Conv2DTranspose(ConvolutionLayer):
                 raise ValueError(f"{what} must be less than the stride, {self.stride}, got {value!r}")
         return more
 
-    def _out_sizes_and_window(self, spatial: Shape) -> tuple[Shape, Window]:
+    def output_and_window(self, spatial: Shape) -> tuple[Shape, Window]:
         """Size of the output, and the window of the convolution that this is the transpose of."""
         window = window_on(spatial, self.kernel_size, self.stride, self.padding, self.dilation)
         cuts, extent, strides = window.padding, window.extent, window.stride
@@ -102,7 +102,7 @@ class Conv2DTranspose(ConvolutionLayer):
     def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
         check_rank(in_shape, 2, "Conv2DTranspose")
         *spatial, channels = in_shape
-        sizes, window = self._out_sizes_and_window(tuple(spatial))
+        sizes, window = self.output_and_window(tuple(spatial))
         if min(sizes) < 1:
             cut = " and ".join(f"{a} + {b}" for a, b in window.padding)
             raise ValueError(
@@ -114,7 +114,7 @@ class Conv2DTranspose(ConvolutionLayer):
         return self._declare(ctx, outputs, channels, (*sizes, self.filters), self.groups, transposed=True)
 
     def forward(self, bk: Backend, x: Array, y: Array) -> None:
-        _, window = self._out_sizes_and_window(x.shape[1:-1])
+        _, window = self.output_and_window(x.shape[1:-1])
         bk.conv_input_grad(x, self.W, window, groups=self.groups, dx=y)
         if self.b is not None:
             bk.add_bias(rows(y), self.b, out=rows(y))
@@ -124,7 +124,7 @@ class Conv2DTranspose(ConvolutionLayer):
             bk.act(self.activation, rows(y), out=rows(y))
 
     def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
-        _, window = self._out_sizes_and_window(self.x.shape[1:-1])
+        _, window = self.output_and_window(self.x.shape[1:-1])
         if self.activation.name != "identity":
             saved = self.y if self.z is None else self.z
             bk.act_grad(self.activation, rows(dy), rows(saved), out=rows(dy))

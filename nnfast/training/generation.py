@@ -80,7 +80,7 @@ def unrolled(model: Any, steps: int, *, stateful: bool) -> Any:
         names = sorted({type(layer).__name__ for layer in _layers(model)})
         raise ValueError(f"only a chain of recurrent layers can be unrolled to other lengths, not {', '.join(names)}")
     other = model.like(copy.deepcopy(model.layers))
-    for node in other.nodes((steps,)):
+    for node in other.nodes([(steps,)]):
         if isinstance(node.layer, Recurrent):
             node.layer.stateful = stateful
     other.build((steps,), dtype=model.dtype, initialise=False)

@@ -43,7 +43,7 @@ ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 ACTIVATIONS = {"x", "y", "z", "out", "saved", "dy", "dx", "pred", "dpred", "logits", "dlogits", "W", "b"}
 ALWAYS_DOUBLE = {"state", "lr_table"}
 #: Arguments that a method may overwrite though the test does not look at what is in them
-USED_UP = {"linear_act_grad": ("dy",)}
+USED_UP = {"linear_act_grad": ("dy",), "conv_act_grad": ("dy",)}
 
 
 @pytest.fixture(
@@ -87,7 +87,7 @@ def tolerance(dtype: str, method: str, found: np.ndarray, backward: bool) -> tup
     """rtol and atol for an output."""
     if dtype not in ROUNDING:
         return TOLERANCE[dtype, backward]
-    if method.startswith("linear"):
+    if method.startswith(("linear", "conv")):
         return HALF_PRODUCTS[dtype, backward]
     rtol, atol = TOLERANCE["float32", backward]
     return (rtol + ROUNDING[dtype] if found.dtype.itemsize == 2 else rtol), atol

@@ -16,7 +16,7 @@ from nnfast.bench.workloads import WORKLOADS, find
 from .helpers import Probe, small
 
 # Compiling takes seconds for each network, so that one with everything must do
-COMPILED = ("mnist-dropout", "mnist-last-smaller", "mnist-predict-65536")
+COMPILED = ("mnist-dropout", "mnist-last-smaller", "mnist-predict-65536", "cnn")
 
 
 def _start(name: str) -> Remote:
@@ -157,7 +157,7 @@ def test_predictions(contender, reference, able, name, activation):
 
 def test_entries():
     assert set(DEVICES) == {"numpy", "numba", "cuda"}
-    on_cpu = {"numpy", "scikit-learn", "torch", "torch-compile", "jax", "onnxruntime"}
+    on_cpu = {"numpy", "scikit-learn", "torch", "torch-channels-last", "torch-compile", "jax", "onnxruntime"}
     on_gpu = {"torch-cuda", "torch-cuda-compile", "torch-cuda-max-autotune", "torch-cuda-graph", "jax-cuda"}
     assert {name for name, entry in PEERS.items() if not entry.gpu} == on_cpu
     assert {name for name, entry in PEERS.items() if entry.gpu} == on_gpu
@@ -178,6 +178,20 @@ def test_entries():
         ("nnfast-cuda", "mnist-tf32", None),
         ("torch-cuda-graph", "mnist-bf16", None),
         ("jax-cuda", "narrow-1048576-tf32", None),
+        ("numpy", "lstm", "numpy is not used for lstm: it is for dense"),
+        (
+            "torch-compile",
+            "gru",
+            "torch-compile is not used for gru: it is for dense layers and images and sequences alone",
+        ),
+        ("torch-channels-last", "mnist", "torch-channels-last is not used for mnist: it is for images"),
+        (
+            "torch-channels-last",
+            "transformer",
+            "torch-channels-last is not used for transformer: it is for images",
+        ),
+        ("torch-channels-last", "depthwise", None),
+        ("jax", "gru", None),
     ],
 )
 def test_what_cannot_be_expressed(name, workload, reason):

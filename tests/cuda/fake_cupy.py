@@ -129,6 +129,9 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     def transpose(self, *axes: Any) -> FakeArray:
         return self._view(self.host.transpose(*axes))
 
+    def swapaxes(self, first: int, second: int) -> FakeArray:
+        return self._view(self.host.swapaxes(first, second))
+
     def view(self, dtype: Any = None) -> FakeArray:
         return self._view(self.host.view() if dtype is None else self.host.view(dtype))
 

@@ -25,6 +25,7 @@ struct Dim3 {
 };
 struct f16;  // of half.cuh
 struct bf16;
+struct tf32;  // of tensor.cuh
 inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
@@ -187,7 +188,7 @@ inline void full(unsigned mask) {
 template <typename T>
 const char* letter() {
     if constexpr (std::is_void_v<T>) return "v";
-    else if constexpr (std::is_same_v<T, float>) return "f";
+    else if constexpr (std::is_same_v<T, float> || std::is_same_v<T, tf32>) return "f";
     else if constexpr (std::is_same_v<T, double>) return "d";
     else if constexpr (std::is_same_v<T, f16>) return "e";
     else if constexpr (std::is_same_v<T, bf16>) return "E";
@@ -245,6 +246,12 @@ T __shfl_xor_sync(unsigned mask, T v, int lanes) {
     return shim::exchange(v, (shim::current & 31) ^ lanes);
 }
 
+template <typename T>
+T __shfl_sync(unsigned mask, T v, int lane) {
+    shim::full(mask);
+    return shim::exchange(v, lane & 31);
+}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     shim::full(mask);
     shim::Fiber& f = shim::fibers[shim::current];
@@ -255,6 +262,8 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     for (int lane = 0; lane < 32; lane++) ballot |= (unsigned)row[(shim::current & ~31) | lane] << lane;
     return ballot;
 }
+
+inline void sincospi(double x, double* s, double* c) { sincos(3.14159265358979323846 * x, s, c); }
 
 inline int __ffs(int v) { return __builtin_ffs(v); }
 

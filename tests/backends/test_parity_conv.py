@@ -1,0 +1,116 @@
+"""Convolution on Numba kernels against NumPy: strides, borders, dilation, groups, sizes that fill no tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnfast.backends.numba_backend import NumbaBackend
+from nnfast.backends.numpy_backend import NumpyBackend
+from nnfast.window import Window
+
+NUMPY, NUMBA, COMPOSED = NumpyBackend(), NumbaBackend(), NumbaBackend(fused=False)
+SAME = {"padding": ((1, 1), (1, 1))}
+# images, kernel, filters, window, groups
+CASES = [
+    ((3, 9, 11, 5), (3, 3), 7, SAME, 1),
+    ((3, 9, 11, 5), (3, 3), 7, {}, 1),
+    ((2, 13, 12, 1), (3, 3), 33, SAME, 1),
+    ((5, 13, 7, 6), (5, 3), 10, {"padding": ((2, 1), (0, 3)), "stride": (2, 3), "dilation": (2, 1)}, 2),
+    ((5, 13, 7, 6), (2, 3), 12, {"padding": ((2, 1), (0, 3)), "stride": (3, 1), "dilation": (1, 2)}, 6),
+    ((1, 1, 17, 3), (1, 5), 130, {"padding": ((0, 0), (4, 0)), "dilation": (1, 2)}, 1),
+    ((3, 1, 1, 200), (1, 1), 13, {}, 1),
+    ((2, 6, 6, 300), (3, 3), 40, {"padding": ((1, 1), (1, 1)), "stride": (2, 2)}, 1),  # several blocks of the sum
+    ((4, 8, 8, 3), (2, 2), 4, {"stride": (5, 5)}, 1),  # pixels that no window sees
+    ((2, 3, 3, 2), (3, 3), 5, {"padding": ((4, 0), (0, 5))}, 1),  # windows that see no pixel
+    ((2, 3, 3, 2), (2, 2), 5, {"padding": ((7, 0), (7, 0)), "stride": (9, 9)}, 1),  # all of them
+    ((2, 7, 5, 37), (3, 3), 37, SAME, 37),  # depthwise
+    ((2, 7, 5, 16), (3, 2), 48, {"stride": (2, 1)}, 16),
+]
+
+
+def _arrays(case, dtype):
+    shape, size, filters, options, groups = case
+    rng, window = np.random.default_rng(0), Window(size, **options)
+    x = rng.standard_normal(shape).astype(dtype)
+    W = rng.standard_normal((*size, shape[3] // groups, filters)).astype(dtype)
+    dy = rng.standard_normal((shape[0], *window.out_size(*shape[1:3]), filters)).astype(dtype)
+    return window, x, W, rng.standard_normal(filters).astype(dtype), dy
+
+
+def _results(bk, case, dtype, act="gelu"):
+    window, x, W, b, dy = _arrays(case, dtype)
+    groups = case[-1]
+    out, z, relu, plain, dx, dW, db, dx2, dW2 = (np.full_like(like, np.nan) for like in (dy, dy, dy, dy, x, W, b, x, W))
+    bk.conv_act(x, W, b, act, window, groups=groups, out=out, saved=z)
+    bk.conv_act(x, W, b, "relu", window, groups=groups, out=relu)
+    bk.conv(x, W, window, groups=groups, out=plain)
+    bk.conv_input_grad(dy, W, window, groups=groups, dx=dx2)
+    bk.conv_weight_grad(dy, x, window, groups=groups, dW=dW2)
+    bk.conv_act_grad(dy, x, W, z, act, window, groups=groups, dx=dx, dW=dW, db=db)
+    return {"out": out, "z": z, "relu": relu, "conv": plain, "dx": dx, "dW": dW, "db": db, "dx2": dx2, "dW2": dW2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case, dtype):
+    want = _results(NUMPY, case, "float64")
+    for backend in (NUMBA, COMPOSED):
+        got = _results(backend, case, dtype)
+        for name, value in got.items():
+            scale = max(1.0, float(np.abs(want[name]).max()))
+            if dtype == "float64":
+                np.testing.assert_allclose(value, want[name], rtol=1e-10, atol=1e-12 * scale, err_msg=name)
+            else:  # of the data rounded to float32
+                np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=2e-5 * scale, err_msg=name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_window(data):
+    def pair(least, most):
+        return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
+
+    n, groups, c, m = (data.draw(st.integers(1, k)) for k in (3, 3, 3, 4))
+    window = Window(pair(1, 4), pair(1, 3), (pair(0, 3), pair(0, 3)), pair(1, 2))
+    h, w = pair(1, 9)
+    if min(window.out_size(h, w)) < 1:
+        return
+    case = ((n, h, w, c * groups), window.size, m * groups,
+            {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}, groups)  # fmt: skip
+    want, got = (_results(backend, case, "float64", "tanh") for backend in (NUMPY, NUMBA))
+    for name, value in got.items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_not_a_number_comes_through():
+    """0 times NaN is NaN, as in a sum that is written down; borders must not hold what an image left there."""
+    window, x, W, _, dy = _arrays(CASES[0], "float32")
+    x[0, 4, 5, 2] = np.nan
+    x[1, 0, 0, 0] = np.inf
+    results = []
+    for bk in (NUMPY, NUMBA):
+        out, dW = np.empty_like(dy), np.empty_like(W)
+        with np.errstate(invalid="ignore"):
+            bk.conv(x, W, window, out=out)
+            bk.conv_weight_grad(dy, x, window, dW=dW)
+        results.append((np.isnan(out), np.isnan(dW)))
+    for want, got in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, want)
+    clean = np.empty_like(dy)
+    NUMBA.conv(np.nan_to_num(x, posinf=0.0), W, window, out=clean)
+    assert np.isfinite(clean).all()
+
+
+def test_shapes_are_checked():
+    window, x, W, b, dy = _arrays(CASES[0], "float32")
+    with pytest.raises(ValueError, match=r"conv_act: out has shape \(3, 9, 11, 8\), expected \(3, 9, 11, 7\)"):
+        NUMBA.conv_act(x, W, b, "relu", window, out=np.empty((3, 9, 11, 8), "float32"))
+    with pytest.raises(ValueError, match="5 channels and 7 filters cannot be in 2 groups"):
+        NUMBA.conv(x, W, window, groups=2, out=dy)
+    with pytest.raises(ValueError, match=r"images \(n, h, w, c\) and kernels"):
+        NUMBA.conv(x[0], W, window, out=dy)
+    with pytest.raises(ValueError, match="needs what the forward pass saved"):
+        NUMBA.conv_act_grad(dy, x, W, None, "relu", window, dx=None, dW=W, db=b)
