@@ -214,8 +214,7 @@ def load_text(source: Source | Sequence[Source], *, validation: float = 0.1, min
         If the files cannot be read as text.
     """
     text, files = read_text(source)
-    sources = [source] if isinstance(source, (str, os.PathLike)) else source
-    name = ", ".join(str(os.fspath(one)) for one in sources)
+    name = ", ".join(map(str, [source] if isinstance(source, (str, os.PathLike)) else source))
     return Text.of(text, name=name, validation=validation, min_count=min_count, files=files)
 
 
