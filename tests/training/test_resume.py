@@ -381,7 +381,8 @@ def test_states_that_steps_hand_on(backend: Backend, tmp_path: Path) -> None:
         return nf.Sequential([nf.Chain([nf.GRU(4, stateful=True)]), nf.Dense(3)])
 
     arguments: dict[str, Any] = {
-        "loss": "cross_entropy", "batch_size": 4, "epochs": 2, "shuffle": False, "device": backend, "seed": 0, "verbose": 0
+        "loss": "cross_entropy", "batch_size": 4, "epochs": 2, "shuffle": False,
+        "device": backend, "seed": 0, "verbose": 0,
     }  # fmt: skip
     path = tmp_path / "t.safetensors"
     whole = model()
