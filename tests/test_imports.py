@@ -151,7 +151,9 @@ def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
     own = {
         "bench.contenders.pytorch": {"torch"},
         "bench.contenders.pytorch_cuda": {"torch"},
+        "bench.contenders.pytorch_networks": {"torch"},
         "bench.contenders.jax_optax": {"jax", "optax"},
+        "bench.contenders.jax_networks": {"jax"},
         "bench.contenders.scikit_learn": {"sklearn"},
         "bench.contenders.onnx_runtime": {"onnxruntime", "onnx"},
         "bench.estimators": {"sklearn"},
