@@ -59,7 +59,7 @@ def _convolutions(recipe: Recipe, in_shape: tuple[int, ...]) -> list[Layer]:
 
 def describe(kind: str, recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> str:
     """The network in a line."""
-    nodes = network(kind, recipe, in_shape, outputs).nodes(in_shape)
+    nodes = network(kind, recipe, in_shape, outputs).nodes([in_shape])
     parameters = sum(prod(spec.shape) for node in nodes for spec in node.specs if spec.kind == "param")
     dropout = f", dropout {recipe.dropout:g}" if recipe.dropout else ""
     if kind == "cnn":
