@@ -44,7 +44,7 @@ def breakdown(workload: Workload, seconds: float = 1.0) -> tuple[float, list[Par
         model.parameters.backend,
         model.dtype,
         source.batch,
-        target=source.target,
+        targets=source.targets,
         weighted=False,
         lr_steps=steps,
     )

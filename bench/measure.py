@@ -215,8 +215,9 @@ class _Run:
                 expected = _probabilities(expected)
             self._compare(timing, outputs, expected, "predictions", PREDICTION_TOLERANCE)
 
-    @staticmethod
-    def _compare(timing: Timing, found: np.ndarray, expected: np.ndarray | None, what: str, tolerance: float) -> None:
+    def _compare(
+        self, timing: Timing, found: np.ndarray, expected: np.ndarray | None, what: str, tolerance: float
+    ) -> None:
         if expected is None:
             raise ArithmeticError(f"its {what} could not be checked, since the floor's process failed")
         if found.shape != expected.shape:
@@ -229,9 +230,13 @@ class _Run:
         if not timing.disagreement <= tolerance:
             at = int(np.nanargmax(difference)) if np.isfinite(difference).any() else 0
             raise ArithmeticError(
-                f"its {what} differ from the plain NumPy network's by {timing.disagreement:.2g} (at most "
+                f"its {what} differ from {self._whose()} by {timing.disagreement:.2g} (at most "
                 f"{tolerance:g} is allowed): {found.flat[at]:.6g} in place of {expected.flat[at]:.6g}"
             )
+
+    def _whose(self) -> str:
+        """Of what the reference is."""
+        return "the plain NumPy network's" if self.result.workload.network is None else "those of nnfast on NumPy"
 
     def _calibrate(self, timing: Timing, remote: Remote) -> None:
         time.sleep(self.settings.pause)

@@ -8,6 +8,9 @@ import numpy as np
 
 __all__ = ["KneserNey"]
 
+_Gram = tuple[int, ...]
+_Level = tuple[dict[_Gram, float], dict[_Gram, tuple[float, float]]]
+
 
 class KneserNey:
     """Probabilities of a character after the ones before it.
@@ -29,14 +32,14 @@ class KneserNey:
 
     def __init__(self, codes: np.ndarray, classes: int, order: int = 5) -> None:
         self.classes, self.order = classes, order
-        self._levels: list[tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], tuple[float, float]]]] = []
+        self._levels: list[_Level] = []
         grams, counts = np.unique(np.lib.stride_tricks.sliding_window_view(codes, order), axis=0, return_counts=True)
         for _ in range(order):
             self._levels.insert(0, self._level(grams, counts))
             grams, counts = np.unique(grams[:, 1:], axis=0, return_counts=True)
 
     @staticmethod
-    def _level(grams: np.ndarray, counts: np.ndarray) -> tuple[dict, dict]:
+    def _level(grams: np.ndarray, counts: np.ndarray) -> _Level:
         """Discounted shares of n-grams, and of each history its total and what is left for shorter ones."""
         seen = np.bincount(np.minimum(counts, 5), minlength=5).astype(float)
         share = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.0
@@ -68,11 +71,13 @@ class KneserNey:
             p = (after.get((*head, code), 0.0) + left * p) / total
         return p
 
-    def bits(self, codes: np.ndarray, before: np.ndarray) -> float:
-        """Bits per character of a text that follows on another one."""
+    def bits(self, codes: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """``-log2 p`` of each character of a text that follows on another one, (length,)."""
         lead = min(self.order - 1, len(before))
         sequence = [*before[len(before) - lead :].tolist(), *codes.tolist()]
-        total = 0.0
-        for i in range(lead, len(sequence)):
-            total -= log2(self.probability(tuple(sequence[max(0, i - self.order + 1) : i]), sequence[i]))
-        return total / len(codes)
+        return np.array(
+            [
+                -log2(self.probability(tuple(sequence[max(0, i - self.order + 1) : i]), sequence[i]))
+                for i in range(lead, len(sequence))
+            ]
+        )

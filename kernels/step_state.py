@@ -39,6 +39,8 @@ EMA_DECAY = 24
 LOSS_SCALE = 25  # the factor; 0 counts as 1
 GOOD_STEPS = 26  # steps since it last changed
 SKIP_STEP = 27  # 1: the current step updates nothing, because a gradient was not finite
+# Of a model with several outputs: the weighted sum of the losses so far
+TOTAL_LOSS = 28
 
 #: Good steps after which LOSS_SCALE doubles, and its largest value
 GROWTH_INTERVAL = 2000

@@ -25,6 +25,7 @@ _NAMES = {
     "available_devices": "devices",
     **dict.fromkeys(("Model", "Sequential", "load"), "model"),
     "Input": "layers.symbolic",
+    "JointLoss": "joint_loss",
     **dict.fromkeys(_LAYERS, "layers"),
     **dict.fromkeys(
         (
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
     )
     from .functional import get_backend
+    from .joint_loss import JointLoss
     from .layers import *  # noqa: F403 - its names are those of _LAYERS, and a test says so
     from .layers.symbolic import Input
     from .losses import (

@@ -102,6 +102,11 @@ class Loss:
         else:
             bk.python(self.compute, pred, target, weight, state, dpred)
 
+    @property
+    def parts(self) -> list[tuple[Loss, float]]:
+        """The loss of each of the model's outputs, and its weight in the sum."""
+        return [(self, 1.0)]
+
     def positions(self, out_shape: Shape) -> int:
         """Places in a row's output that each have a loss of their own, as each step of a sequence; else 1."""
         return 1

@@ -11,6 +11,7 @@ import numpy as np
 from . import devices, losses, optimizers
 from . import metrics as metrics_module
 from .backends.base import Backend
+from .joint_loss import of_outputs
 from .layers import Layer
 from .layers.base import Shape, positive_int
 from .layers.graph import Built
@@ -33,10 +34,11 @@ class Model(Network):
 
     Parameters
     ----------
-    inputs : Tensor
-        What :func:`nnfast.Input` gave.
-    outputs : Tensor
-        What layers gave that were called on it, or on what others gave.
+    inputs : Tensor or sequence of Tensor
+        What :func:`nnfast.Input` gave. A model with several takes a list of arrays for `X`.
+    outputs : Tensor or sequence of Tensor
+        What layers gave that were called on them, or on what others gave. A model with several takes lists of targets
+        and losses, and ``predict`` returns a list.
 
     Attributes
     ----------
@@ -59,16 +61,20 @@ class Model(Network):
 
     calls: Calls | None = None
 
-    def __init__(self, inputs: Tensor, outputs: Tensor) -> None:
-        for what, tensor in (("inputs", inputs), ("outputs", outputs)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"Model: {what} must be a tensor that begins at nf.Input, not {type(tensor).__name__}")
-        self._follow(Calls.between([inputs], [outputs]))
+    def __init__(self, inputs: Tensor | Sequence[Tensor], outputs: Tensor | Sequence[Tensor]) -> None:
+        ends: list[list[Tensor]] = []
+        for what, given in (("inputs", inputs), ("outputs", outputs)):
+            tensors: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+            for one in tensors:
+                if not isinstance(one, Tensor):
+                    raise TypeError(f"Model: {what} must be tensors that begin at nf.Input, not {type(one).__name__}")
+            ends.append(tensors)
+        self._follow(Calls.between(*ends))
 
     def _follow(self, calls: Calls) -> None:
         super().__init__(calls.layers)
         self.calls = calls
-        self.nodes(calls.in_shapes[0])  # so that what does not fit is said now
+        self.nodes(calls.in_shapes)  # so that what does not fit is said now
 
     @classmethod
     def described(cls, layers: Sequence[Layer], description: Mapping[str, Any]) -> Model:
@@ -85,15 +91,20 @@ class Model(Network):
     def description(self) -> dict[str, Any]:
         return {} if self.calls is None else {"graph": self.calls.config()}
 
-    def nodes(self, in_shape: Shape) -> list[Built]:
+    @property
+    def number_of_inputs(self) -> int:
+        return 1 if self.calls is None else len(self.calls.in_shapes)
+
+    def nodes(self, in_shapes: Sequence[Shape]) -> list[Built]:
         if self.calls is None:
-            return super().nodes(in_shape)
-        if (expected := self.calls.in_shapes[0]) != tuple(in_shape):
-            raise ValueError(f"the model was made for inputs of shape {expected}, not {tuple(in_shape)}")
+            return super().nodes(in_shapes)
+        expected, given = (", ".join(map(str, shapes)) for shapes in (self.calls.in_shapes, in_shapes))
+        if expected != given:
+            raise ValueError(f"the model was made for inputs of shape {expected}, not {given}")
         return self.calls.nodes()
 
-    def known_in_shape(self) -> Shape | None:
-        return super().known_in_shape() if self.calls is None else self.calls.in_shapes[0]
+    def known_in_shapes(self) -> list[Shape] | None:
+        return super().known_in_shapes() if self.calls is None else self.calls.in_shapes
 
     def like(self, layers: Sequence[Layer]) -> Self:
         """A model of other layers at the same places, without weights."""
@@ -109,7 +120,7 @@ class Model(Network):
         X: Any,
         y: Any = None,
         *,
-        loss: str | losses.Loss | None = None,
+        loss: str | losses.Loss | Sequence[Any] | None = None,
         optimizer: Any = None,
         epochs: int = 1,
         batch_size: int = 32,
@@ -136,8 +147,9 @@ class Model(Network):
             `y`, an iterable of ``(x, y)`` or ``(x, y, sample_weight)``.
         y : array_like, optional
             Targets, as the loss takes them.
-        loss : str or Loss
-            See :mod:`nnfast.losses`; by default that of the last fit.
+        loss : str, Loss or list of these
+            See :mod:`nnfast.losses`; by default that of the last fit. One for all outputs of a model that has several,
+            or a list of one each; :class:`~nnfast.JointLoss` gives them weights.
         optimizer : str or Optimizer
             See :mod:`nnfast.optimizers`; by default that of the last fit, and Adam in the first.
         epochs : int
@@ -190,7 +202,7 @@ class Model(Network):
         """
         if loss is None and self.loss is None:
             raise TypeError("fit needs loss=, such as 'cross_entropy' or 'mean_squared_error'")
-        resolved_loss = losses.get(self.loss if loss is None else loss)  # type: ignore[arg-type]
+        resolved_loss = self._loss_of(self.loss if loss is None else loss)
         resolved_optimizer = optimizers.get(self.last_optimizer if optimizer is None else optimizer)
         check_callbacks(callbacks)
         if isinstance(metrics, str) or callable(metrics):
@@ -220,18 +232,18 @@ class Model(Network):
             resume=resume,
         )
 
+    def _loss_of(self, loss: Any) -> losses.Loss:
+        """The loss that was asked for, one for each output."""
+        outputs = 1 if self.calls is None else len(self.calls.outputs)
+        return of_outputs(loss, outputs)
+
     # ---- inference -------------------------------------------------------------------------------------
     def _inputs(self, X: Any, device: str | Backend | None) -> Any:
-        in_shape = self.in_shape  # or an error, where the model has no weights
+        in_shapes = self.in_shapes  # or an error, where the model has no weights
         backend = self.place(device)
-        if isinstance(X, np.ndarray) or backend.xp is np or not data.on_gpu(X):
-            X = data.as_array(X, "X")
-        else:
-            X = backend.asarray(X)
-        data.check_inputs(X, in_shape)
-        if self.takes_indices:
-            X = data.as_kind(X, self.built, "X", self.dtype)
-        return X
+        X = data.as_inputs(X, self.number_of_inputs, "X", None if backend.xp is np else backend.asarray)
+        data.check_inputs(X, in_shapes)
+        return data.with_indices(X, self.built, "X")
 
     def predict(
         self,
@@ -334,7 +346,7 @@ class Model(Network):
             raise TypeError("evaluate needs loss=, since the model has not been fitted")
         self._need_built()
         self.place(device)
-        resolved = losses.get(self.loss if loss is None else loss)  # type: ignore[arg-type]
+        resolved = self._loss_of(self.loss if loss is None else loss)
         if isinstance(metrics, str) or callable(metrics):
             metrics = [metrics]
         wanted = [metrics_module.get(metric) for metric in metrics]

@@ -17,7 +17,7 @@ from .errors import NotBuiltError
 from .kernels import step_state as S
 from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
-from .layers.graph import Built, build_chain
+from .layers.graph import Built, build_chain, outputs_of
 from .parameters import Parameters
 from .plan_layout import input_dtypes
 from .plan_pool import PlanPool
@@ -81,6 +81,15 @@ class TrainingState:
             raise ValueError(f"step {step}, epoch {epoch} or the optimizer's values {carried} are not possible")
         seed = random.checked_seed(int(config["seed"]))
         return cls(seed, step, epoch, optimizer, carried, dict(config["schedule"]))
+
+
+def _as_shapes(given: Any) -> list[Any]:
+    """Shapes of inputs, from one number, one shape, or several."""
+    if isinstance(given, (int, np.integer)):
+        return [(given,)]
+    sizes = list(given)
+    several = bool(sizes) and all(isinstance(one, (list, tuple)) for one in sizes)
+    return [tuple(one) for one in sizes] if several else [tuple(sizes)]
 
 
 class Network:
@@ -148,9 +157,21 @@ class Network:
         self._training_state = state
 
     @property
+    def in_shapes(self) -> list[Shape]:
+        """Shape of one row of each input."""
+        pairs = [pair for node in self.built for pair in zip(node.inputs, node.in_shapes, strict=True)]
+        found = {source: shape for source, shape in pairs if source < 0}
+        return [found[-1 - k] for k in range(self.number_of_inputs)]
+
+    @property
     def in_shape(self) -> Shape:
-        """Shape of one input row."""
-        return self.built[0].in_shape
+        """Shape of one row of the only, or the first, input."""
+        return self.in_shapes[0]
+
+    @property
+    def number_of_inputs(self) -> int:
+        """Arrays that the model takes."""
+        return 1
 
     @property
     def takes_indices(self) -> bool:
@@ -158,9 +179,14 @@ class Network:
         return bool(input_dtypes(self.built, self.dtype)[0] == np.int64)
 
     @property
+    def out_shapes(self) -> list[Shape]:
+        """Shape of one row of each output."""
+        return [node.out_shape for node in outputs_of(self.built)]
+
+    @property
     def out_shape(self) -> Shape:
-        """Shape of one output row."""
-        return self.built[-1].out_shape
+        """Shape of one row of the only, or the first, output."""
+        return self.out_shapes[0]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -177,20 +203,23 @@ class Network:
         """What the computation may round: that of the last fit; see :mod:`nnfast.precision`."""
         return self.parameters.precision
 
-    def nodes(self, in_shape: Shape) -> list[Built]:
-        """The layers, at their places, for inputs of a shape.
+    def nodes(self, in_shapes: Sequence[Shape]) -> list[Built]:
+        """The layers, at their places, for inputs of these shapes.
 
         Raises
         ------
         ValueError
             From a layer that cannot take its input, with the layer named.
         """
-        return build_chain(self.layers, in_shape)
+        if len(in_shapes) != 1:
+            raise ValueError(f"a chain of layers takes one input, got {len(in_shapes)}")
+        return build_chain(self.layers, in_shapes[0])
 
-    def known_in_shape(self) -> Shape | None:
-        """Shape of one input row as the layers say it, where they do."""
+    def known_in_shapes(self) -> list[Shape] | None:
+        """Shape of one row of each input as the layers say it, where they do."""
         first = self.layers[0]
-        return first.in_shape if isinstance(first, Dense) else None
+        shape = first.in_shape if isinstance(first, Dense) else None
+        return None if shape is None else [shape]
 
     def description(self) -> dict[str, Any]:
         """What there is to say besides the layers, ready for JSON."""
@@ -198,7 +227,7 @@ class Network:
 
     def build(
         self,
-        in_shape: int | Shape | None = None,
+        in_shape: int | Shape | Sequence[Shape] | None = None,
         *,
         seed: int | None = None,
         dtype: Any = "float32",
@@ -209,7 +238,7 @@ class Network:
         Parameters
         ----------
         in_shape : int or tuple of int, optional
-            Shape of one input row; by default the first layer's `in_features`.
+            Shape of one input row, or of each input; by default the first layer's `in_features`.
         seed : int, optional
             Of the initial weights, and of shuffles and dropout in training.
         dtype : {"float32", "float64"}
@@ -222,12 +251,10 @@ class Network:
         Self
             The model itself.
         """
-        in_shape = self.known_in_shape() if in_shape is None else in_shape
-        if in_shape is None:
+        shapes = self.known_in_shapes() if in_shape is None else _as_shapes(in_shape)
+        if shapes is None:
             raise NotBuiltError(_UNKNOWN_INPUT)
-        shape = (in_shape,) if isinstance(in_shape, (int, np.integer)) else tuple(in_shape or ())
-        shape = tuple(positive_int(n, "each number of in_shape") for n in shape)
-        built = self.nodes(shape)
+        built = self.nodes([tuple(positive_int(n, "each number of in_shape") for n in shape) for shape in shapes])
         parameters = Parameters(built, NumpyBackend(), checked_dtype(dtype))
         number = random.checked_seed(seed)
         if initialise:
@@ -238,7 +265,7 @@ class Network:
         self.plans = PlanPool()
         return self
 
-    def prepare(self, in_shape: Shape, seed: int | None, dtype: Any) -> None:
+    def prepare(self, in_shape: Sequence[Shape], seed: int | None, dtype: Any) -> None:
         """Build if that has not happened; later on a seed only sets that of shuffles and dropout."""
         if not self.is_built:
             self.build(in_shape, seed=seed, dtype=dtype)
@@ -365,7 +392,7 @@ class Network:
         other = self.like(copy.deepcopy(self.layers))  # at once: what is shared stays so
         other.loss, other.extra, other._optimizer = copy.deepcopy((self.loss, self.extra, self._optimizer))
         if self.is_built:
-            other.build(self.in_shape, dtype=self.dtype, initialise=False)
+            other.build(self.in_shapes, dtype=self.dtype, initialise=False)
             other.parameters.move(other.parameters.backend, self.dtype, self.precision)
             other.parameters.set(self.get_weights())
             if slots := self.parameters.get_slots():

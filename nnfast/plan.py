@@ -15,10 +15,11 @@ import numpy as np
 
 from .arena import Arena, Slot
 from .backends.base import Array, Backend, Replay
+from .bundles import parts
 from .errors import OutOfMemoryError
 from .kernels import step_state as S
-from .layers import Activation, Dense
-from .layers.graph import Built
+from .layers import Activation, Layer
+from .layers.graph import Built, outputs_of
 from .losses import Loss
 from .optimizers import Optimizer
 from .parameters import Parameters
@@ -37,16 +38,30 @@ def without_link(built: list[Built], loss: Loss | None) -> list[Built]:
     Cross-entropy of a softmax and binary cross-entropy of a sigmoid are computed from the logits, which
     is exact where probabilities would round to 0 or 1.
     """
-    if loss is None or loss.link is None:
+    if loss is None:
         return built
-    last = built[-1]
-    if isinstance(last.layer, Activation) and last.layer.activation.name == loss.link:
-        if last.inputs == (last.index - 1,) and last.index:
-            return built[:-1]
-        return [*built[:-1], replace(last, layer=Activation("identity"))]
-    if isinstance(last.layer, Dense) and last.layer.activation.name == loss.link:
-        return [*built[:-1], replace(last, layer=last.layer.without_activation())]
-    return built
+    found = built
+    for (part, _), node in zip(loss.parts, outputs_of(built), strict=True):
+        if part.link is not None:
+            found = _without(found, found[node.index], part.link)
+    return found
+
+
+def _without(built: list[Built], last: Built, link: str) -> list[Built]:
+    """The nodes without the activation `link` at an output."""
+    if isinstance(last.layer, Activation) and last.layer.activation.name == link:
+        source = last.inputs[0]
+        if last.index == len(built) - 1 and source == last.index - 1 >= 0 and built[source].output is None:
+            return [*built[:source], replace(built[source], output=last.output)]
+        changed: Layer = Activation("identity")
+    elif getattr(getattr(last.layer, "activation", None), "name", None) == link:
+        without: Any = getattr(last.layer, "without_activation", None)
+        if without is None:
+            return built
+        changed = without()
+    else:
+        return built
+    return [*built[: last.index], replace(last, layer=changed), *built[last.index + 1 :]]
 
 
 class Plan:
@@ -64,8 +79,8 @@ class Plan:
         Computed by each step.
     optimizer : Optimizer, optional
         With it the plan trains; without it, it infers.
-    target : tuple of (shape, dtype), optional
-        Shape of one row of targets and their dtype, where there is a loss.
+    targets : sequence of (shape, dtype)
+        Shape of one row of each output's targets and their dtype, where there is a loss.
     weighted : bool
         Whether batches come with sample weights.
     lr_steps : int
@@ -89,14 +104,16 @@ class Plan:
         *,
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
-        target: tuple[tuple[int, ...], Any] | None = None,
+        targets: Sequence[tuple[tuple[int, ...], Any]] = (),
         weighted: bool = False,
         lr_steps: int = 1,
     ) -> None:
         self.built, self.params, self.batch = built, params, batch
         self.weights = params.flat
         self.loss, self.optimizer = loss, optimizer
-        self.positions = 1 if loss is None else loss.positions(built[-1].out_shape)
+        outputs = outputs_of(built)
+        losses = [] if loss is None else [one for one, _ in loss.parts]
+        self.positions = [one.positions(node.out_shape) for one, node in zip(losses, outputs, strict=bool(losses))]
         self.training = optimizer is not None
         self.backend = params.backend
         self.layout = PlanLayout(
@@ -105,7 +122,7 @@ class Plan:
             params.activations,
             training=self.training,
             full=params.dtype,
-            target=target,
+            targets=targets,
             weighted=weighted,
             positions=self.positions,
         )
@@ -172,15 +189,14 @@ class Plan:
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
         first = None if self.outputs is None else self.outputs[: self.batch]
         kept = None if first is None else np.array(self.backend.to_numpy(first))
-        states = [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
+        states = self.carried()
         try:
             return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
             if kept is not None:
                 self.backend.copy(kept, out=first)
-            for slot, values in zip(self._carried, states, strict=True):
-                self.backend.copy(values, out=self.view(slot))
+            self.set_carried(states)
 
     def _program(self, rows: int) -> Program:
         program = self._programs.get(rows)
@@ -223,7 +239,7 @@ class Plan:
 
     def takes(self, data: Sequence[Array]) -> bool:
         """Whether steps could gather from these host arrays: in one piece, with the dtype of the plan's buffers."""
-        slots = [slot for slot in (self.layout.x, self.layout.target, self.layout.weight) if slot is not None]
+        slots = self.layout.fed
         return len(data) == len(slots) and all(
             isinstance(x, np.ndarray)
             and x.flags.c_contiguous
@@ -245,11 +261,9 @@ class Plan:
     @staticmethod
     def _sources_for(program: Program, x: Array, target: Array | None, weight: Array | None) -> list[Array]:
         """What of a batch the program has buffers for, with its shape checked: a copy would broadcast."""
-        given = [
-            source
-            for source, out in ((x, program.x), (target, program.target), (weight, program.weight))
-            if out is not None
-        ]
+        given = [*parts(x), *(parts(target) if program.targets else []), *([] if program.weight is None else [weight])]
+        if len(given) != len(program.buffers):
+            raise ValueError(f"a batch needs {len(program.buffers)} arrays here, got {len(given)}")
         for source, out in zip(given, program.buffers, strict=True):
             if source is None or source.shape != out.shape:
                 found = "nothing" if source is None else f"shape {source.shape}"
@@ -266,7 +280,8 @@ class Plan:
             program.replay.run()
         finally:
             program.leave()
-        self._last = program if self.loss is None and self.backend.xp is np else None
+        alone = len(program.inputs) == len(program.outputs) == 1
+        self._last = program if alone and self.loss is None and self.backend.xp is np else None
         return program.output
 
     def infer_again(self, x: Any) -> np.ndarray | None:
@@ -318,10 +333,32 @@ class Plan:
         """Whether layers hand on a state from step to step."""
         return bool(self._carried)
 
+    def carried(self) -> list[np.ndarray]:
+        """Copies of what layers hand on from step to step, on the host."""
+        return [np.array(self.backend.to_numpy(self.view(slot))) for slot in self._carried]
+
+    def set_carried(self, values: Sequence[np.ndarray]) -> None:
+        """Write what :meth:`carried` gave.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are others.
+        """
+        wanted = [slot.shape for slot in self._carried]
+        if (found := [value.shape for value in values]) != wanted:
+            raise ValueError(f"layers hand on arrays of shapes {wanted}, got {found}")
+        for slot, value in zip(self._carried, values, strict=True):
+            self.backend.copy(value.astype(slot.dtype), out=self.view(slot))
+
     def reset_states(self) -> None:
         """Set what layers hand on from step to step to zero."""
         for slot in self._carried:
             self.backend.fill(self.view(slot), 0.0)
+
+    def outputs_of(self, rows: int) -> list[Array]:
+        """All outputs of the last step of `rows` rows, as :meth:`output`."""
+        return self._program(rows).outputs
 
     def read_state(self) -> np.ndarray:
         """A copy of the step state on the host; waits for the device."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from .layers.graph import Built
+from .layers.graph import Built, outputs_of
 
 __all__ = ["FOREVER", "Backward", "Flow", "Interval"]
 
@@ -44,7 +44,7 @@ class Flow:
     Parameters
     ----------
     built : sequence of Built
-        The nodes; the last one gives the model's output.
+        The nodes.
     training : bool
         Whether there is a backward pass.
 
@@ -52,6 +52,8 @@ class Flow:
     ----------
     root : list of int
         The node whose array each node's output is: another one's for a view, negative for a model's input.
+    outs : list of int
+        The roots of the model's outputs.
     home : list of int
         The node whose gradient's memory holds the gradient of each root.
     wants : list of bool
@@ -74,7 +76,7 @@ class Flow:
             for root in roots if not view else ():
                 if root >= 0:
                     self._readers[root].append(node.index)
-        self.out = self._root_of(len(built) - 1)
+        self.outs = [self._root_of(node.index) for node in outputs_of(built)]
         self.home = list(range(len(built)))
         self._last_of_segment = {node.segment: node.index for node in built if node.segment is not None}
         self.backward = self._backward() if training else []
@@ -103,7 +105,7 @@ class Flow:
 
     # ---- gradients -------------------------------------------------------------------------------------
     def _backward(self) -> list[Backward]:
-        written = {self.out}
+        written = set(self.outs)
         steps: list[Backward] = []
         begun: set[int | None] = {None}
         owners: set[int] = set()
@@ -120,7 +122,7 @@ class Flow:
                     into.append(None)
                     adds.append(False)
                     continue
-                alone = self._readers[root] == [i] and root != self.out
+                alone = self._readers[root] == [i] and root not in self.outs
                 alike = prod(self.built[root].out_shape) == prod(node.out_shape)
                 if node.layer.shares_gradient and alone and alike and not shared:
                     # What this layer would copy is where it is to be
@@ -154,7 +156,7 @@ class Flow:
                 continue
             readers = [self.built[j] for j in self._readers[i]]
             end = max([self.forward_time(i), *(self.forward_time(j.index) for j in readers)])
-            if i == self.out:
+            if i in self.outs:
                 end = FOREVER
             late = [self.backward_time(j.index) for j in readers if j.index in passes and j.layer.needs_input]
             if i in passes and node.layer.needs_output:
@@ -181,7 +183,7 @@ class Flow:
 
     def gradients(self) -> dict[int, list[Interval]]:
         """When the memory of each home of gradients is in use."""
-        first: dict[int, int] = {self.home[self.out]: self.loss_time} if self.out >= 0 else {}
+        first: dict[int, int] = {self.home[out]: self.loss_time for out in self.outs if out >= 0}
         last = dict(first)
         for step in self.backward:
             now, own = self.backward_time(step.node), self.home[step.node]

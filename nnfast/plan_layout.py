@@ -11,7 +11,7 @@ import numpy as np
 
 from .arena import Arena, Slot
 from .layers import Layer
-from .layers.graph import Built
+from .layers.graph import Built, outputs_of
 from .plan_flow import Flow, Interval
 
 __all__ = ["LayerSlots", "PlanLayout", "input_dtypes", "readers_of_inputs"]
@@ -74,9 +74,9 @@ def _readers(built: Sequence[Built]) -> Iterator[tuple[int, Built]]:
                 yield k, node
 
 
-def readers_of_inputs(built: Sequence[Built]) -> list[Layer]:
-    """The layers that read the model's inputs."""
-    return [node.layer for _, node in _readers(built)]
+def readers_of_inputs(built: Sequence[Built]) -> list[tuple[int, Layer]]:
+    """The layers that read the model's inputs, each with the input, as ``-1 - k``."""
+    return [(k, node.layer) for k, node in _readers(built)]
 
 
 def input_dtypes(built: Sequence[Built], dtype: Any) -> list[Any]:
@@ -110,12 +110,12 @@ class PlanLayout:
         Whether there is a backward pass.
     full : dtype, optional
         Of sample weights, and of what layers want in full; by default `dtype`.
-    target : tuple of (shape, dtype), optional
-        One row of targets.
+    targets : sequence of (shape, dtype)
+        One row of the targets of each output, where there are any.
     weighted : bool
         Whether there are sample weights.
-    positions : int
-        Places in a row's output that each have a loss of their own.
+    positions : sequence of int
+        For each output: places in a row that each have a loss of their own.
 
     Attributes
     ----------
@@ -139,9 +139,9 @@ class PlanLayout:
         *,
         training: bool,
         full: Any = None,
-        target: tuple[tuple[int, ...], Any] | None = None,
+        targets: Sequence[tuple[tuple[int, ...], Any]] = (),
         weighted: bool = False,
-        positions: int = 1,
+        positions: Sequence[int] = (),
     ) -> None:
         arena = Arena()
         self.flow = flow = Flow(built, training)
@@ -149,12 +149,14 @@ class PlanLayout:
         kinds = input_dtypes(built, dtype)
         shapes = {source: shape for node in built for source, shape in zip(node.inputs, node.in_shapes, strict=True)}
         self.inputs = [arena.reserve((batch, *shapes[-1 - k]), kind) for k, kind in enumerate(kinds)]
-        self.target = None if target is None else arena.reserve((batch, *target[0]), target[1])
+        self.targets = [arena.reserve((batch, *shape), kind) for shape, kind in targets]
         self.weight = arena.reserve((batch,), full) if weighted else None
-        self.position_weight = self.ones = None
-        if positions > 1 and (weighted or built[-1].out_mask is not None):
-            self.position_weight = arena.reserve((batch, positions), full)
-            self.ones = arena.reserve((1, positions), full)
+        self.position_weights: list[tuple[Slot, Slot] | None] = []  # and a row of ones
+        for count, node in zip(positions, outputs_of(built), strict=bool(positions)):
+            if count > 1 and (weighted or node.out_mask is not None):
+                self.position_weights.append((arena.reserve((batch, count), full), arena.reserve((1, count), full)))
+            else:
+                self.position_weights.append(None)
         rooms = _Rooms(arena, batch)
         places = self._outputs(rooms, built, dtype)
         self.layers: list[LayerSlots] = []
@@ -184,6 +186,11 @@ class PlanLayout:
     def x(self) -> Slot:
         """Place of the first input."""
         return self.inputs[0]
+
+    @property
+    def fed(self) -> list[Slot]:
+        """Places of what comes with a batch: inputs, targets, weights."""
+        return [*self.inputs, *self.targets, *([] if self.weight is None else [self.weight])]
 
     def _outputs(self, rooms: _Rooms, built: list[Built], dtype: Any) -> dict[int, Slot]:
         """Places of the nodes' outputs."""

@@ -39,7 +39,7 @@ class PlanPool:
         return PlanPool, ()
 
     def take(
-        self, built: list[Built], params: Parameters, batch: int, loss: Loss | None, target: Any, weighted: bool
+        self, built: list[Built], params: Parameters, batch: int, loss: Loss | None, targets: Any, weighted: bool
     ) -> tuple[Any, Plan]:
         """A plan for these sizes that nobody else uses until it is given back, and what to give it back under.
 
@@ -48,12 +48,12 @@ class PlanPool:
         described: Any = loss  # a loss of the user's own may hold anything: it is its own key
         if loss is not None and loss.replayable:
             described = (name_of(loss), repr(loss.config()))
-        key = (batch, described, None if target is None else repr(target), weighted)
+        key = (batch, described, repr(targets), weighted)
         with self._lock:
             plan = self._taken(self._idle.get(key) or [])
         # The weights may have moved to another device or dtype since
         if plan is None or plan.weights is not params.flat:
-            plan = Plan(built, params, batch, loss=loss, target=target, weighted=weighted)
+            plan = Plan(built, params, batch, loss=loss, targets=targets, weighted=weighted)
         return key, plan
 
     def give_back(self, key: Any, plan: Plan) -> None:

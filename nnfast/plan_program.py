@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .backends.base import Array, Backend, Feeder, Replay
 from .layers import Layer
-from .layers.graph import Built
+from .layers.graph import Built, outputs_of
 from .plan_flow import Backward
 from .plan_layout import LayerSlots
 
@@ -27,20 +27,20 @@ class Program:
         self.plan, self.rows = plan, rows
         layout, view = plan.layout, plan.view
         self.inputs = [view(slot, rows) for slot in layout.inputs]
-        self.target = None if layout.target is None else view(layout.target, rows)
+        self.targets = [view(slot, rows) for slot in layout.targets]
         self.weight = None if layout.weight is None else view(layout.weight, rows)
-        self.buffers: list[Array] = [a for a in (*self.inputs, self.target, self.weight) if a is not None]
+        self.buffers: list[Array] = [*self.inputs, *self.targets, *([] if self.weight is None else [self.weight])]
         self.feeder: Feeder | None = None
         self.layers: list[Layer] = []
         self._outputs: list[Array] = []
         for built, slots in zip(plan.built, layout.layers, strict=True):
             self._bind(built, slots)
-        self.output = self._outputs[-1]
+        self.outputs = [self._outputs[node.index] for node in outputs_of(plan.built)]
         self._gradients = {root: view(slot, rows) for root, slot in layout.gradients.items()}
         self._backward = [self._backward_of(step) for step in layout.flow.backward]
         # Whoever feeds batches may read the output of a step, or its input, but nothing else
         flow = layout.flow
-        inner = [y for i, y in enumerate(self._outputs) if flow.root[i] == i != flow.out]
+        inner = [y for i, y in enumerate(self._outputs) if flow.root[i] == i and i not in flow.outs]
         inner += [*self._gradients.values(), *(view(slot, rows) for slot in layout.parts.values())]
         inner += [
             view(slot, rows)
@@ -49,7 +49,7 @@ class Program:
             if slot and per_row and name not in slots.carried
         ]
         if plan.resident:
-            inner += [*self.buffers, self.output]
+            inner += [*self.buffers, *self.outputs]
         # Sequences also as products see them: a row for each step
         inner += [x.reshape(-1, x.shape[-1]) for x in inner if x.ndim == 3]
         # A prediction's threads read its inputs where the user has them: for what one thread has just copied, another
@@ -69,6 +69,11 @@ class Program:
         return self.inputs[0]
 
     @property
+    def output(self) -> Array:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
     def gradients(self) -> list[Array]:
         """Gradients of the layers' outputs."""
         return list(self._gradients.values())
@@ -85,12 +90,10 @@ class Program:
         bound = built.layer.bind(arrays, training=plan.training, stream=built.index)
         xs = [self._outputs[i] if i >= 0 else self.inputs[-1 - i] for i in built.inputs]
         y = xs[0].reshape(rows, *built.out_shape) if slots.output is None else view(slots.output, rows)
-        mask = None if built.mask is None else self.layers[built.mask].out_mask
-        for name, value in (("x", xs if built.layer.many else xs[0]), ("y", y), ("state", plan.state), ("mask", mask)):
+        masks = [None if node is None else self.layers[node].out_mask for node in built.masks]
+        values = {"x": xs if built.layer.many else xs[0], "y": y, "state": plan.state, "mask": masks[0], "masks": masks}
+        for name, value in values.items():
             setattr(bound, name, value)
-        if built.layer.many:
-            owners = (plan.built[i].out_mask if i >= 0 else None for i in built.inputs)
-            vars(bound)["masks"] = [None if owner is None else self.layers[owner].out_mask for owner in owners]
         self.layers.append(bound)
         self._outputs.append(y)
 
@@ -128,10 +131,6 @@ class Program:
 
         return backward
 
-    def _matrix(self, x: Array) -> Array:
-        """A row for each place that has a loss of its own."""
-        return x.reshape(self.rows * self.plan.positions, -1)
-
     def bring(self, x: Array) -> bool:
         """Let runs take their inputs from `x`, or a copy of the right kind, until :meth:`leave`; whether they do."""
         where = self.where
@@ -158,43 +157,50 @@ class Program:
             if root[0] == root[1]:
                 layer.record(bk, layer.forward, layer.x, layer.y)
 
-    def _loss(self, bk: Backend, dpred: Array | None) -> None:
+    def _loss(self, bk: Backend, dpreds: Sequence[Array | None]) -> None:
+        """The loss of each output, and their sum."""
         plan = self.plan
         if plan.loss is None:
             return
-        target, weight = self.target, self.weight
-        if plan.positions > 1:
-            weight = self._position_weight(bk)
-            if target is not None:
-                target = target.reshape(self.rows * plan.positions, *target.shape[2:])
-        plan.loss.record(bk, self._matrix(self.output), target, weight, plan.state, dpred)
+        parts = plan.loss.parts
+        for k, ((loss, share), pred, dpred) in enumerate(zip(parts, self.outputs, dpreds, strict=True)):
+            rows, target, weight = self.rows, self.targets[k] if self.targets else None, self.weight
+            if (places := plan.positions[k]) > 1:
+                rows, weight = rows * places, self._position_weight(bk, k)
+                target = None if target is None else target.reshape(rows, *target.shape[2:])
+            dpred = None if dpred is None else dpred.reshape(rows, -1)
+            loss.record(bk, pred.reshape(rows, -1), target, weight, plan.state, dpred)
+            if len(parts) > 1:
+                if dpred is not None and share != 1.0:
+                    bk.multiply(dpred, share, out=dpred)
+                bk.sum_losses(plan.state, weight=share, first=k == 0)
         bk.record_loss(plan.state)
 
-    def _position_weight(self, bk: Backend) -> Array | None:
-        """Weights of the places in the outputs: those of the rows, and 0 for padding."""
-        plan, slot = self.plan, self.plan.layout.position_weight
-        if slot is None:
+    def _position_weight(self, bk: Backend, k: int) -> Array | None:
+        """Weights of the places in output `k`: those of the rows, and 0 for padding."""
+        plan, slots = self.plan, self.plan.layout.position_weights[k]
+        if slots is None:
             return None
-        out, ones = plan.view(slot, self.rows), plan.layout.ones
-        mask = plan.built[-1].out_mask
+        out, ones = plan.view(slots[0], self.rows), plan.view(slots[1])
+        mask = outputs_of(plan.built)[k].out_mask
         here = None if mask is None else self.layers[mask].out_mask
-        if self.weight is not None and ones is not None:
-            bk.fill(plan.view(ones), 1.0)
-            bk.gemm(self.weight[:, None], plan.view(ones), out=out)
-            if here is not None:
-                bk.act_grad("relu", out, here, out=out)  # times whether it is above 0
-        else:
+        if self.weight is None:
             bk.copy(here, out=out)
+            return out.reshape(-1)
+        bk.fill(ones, 1.0)
+        bk.gemm(self.weight[:, None], ones, out=out)
+        if here is not None:
+            bk.act_grad("relu", out, here, out=out)  # times whether it is above 0
         return out.reshape(-1)
 
     def _keep_output(self, bk: Backend) -> None:
         if self.plan.outputs is not None:
-            bk.store_batch(self.output.reshape(self.rows, -1), self.plan.state, out=self.plan.outputs)
+            bk.store_batch(self.outputs[0].reshape(self.rows, -1), self.plan.state, out=self.plan.outputs)
 
     def infer(self, bk: Backend) -> None:
         """Forward and, if there is a loss, its value."""
         self._forward(bk)
-        self._loss(bk, None)
+        self._loss(bk, [None] * len(self.outputs))
         self._keep_output(bk)
         bk.end_step(self.plan.state, self.rows)
 
@@ -204,9 +210,7 @@ class Program:
         assert plan.optimizer is not None
         bk.begin_step(plan.state, plan.lr_table)
         self._forward(bk)
-        out = plan.layout.flow.out
-        dpred = self._gradients.get(out)
-        self._loss(bk, None if dpred is None else self._matrix(dpred))
+        self._loss(bk, [self._gradients.get(out) for out in plan.layout.flow.outs])
         self._keep_output(bk)
         for backward in self._backward:
             backward(bk)

@@ -146,7 +146,7 @@ class _Bench:
             rows,
             loss=loss or _Projection(),
             optimizer=optimizer,
-            target=(target.shape[1:], target.dtype),
+            targets=[(target.shape[1:], target.dtype)],
             weighted=weight is not None,
         )
         self.plan.feed(x.astype(dtype), target, None if weight is None else weight.astype(dtype))

@@ -219,7 +219,7 @@ class Chain:
             batch or len(x),
             loss=resolved,
             optimizer=nf.SGD(0.0),
-            target=(target.shape[1:], target.dtype),
+            targets=[(target.shape[1:], target.dtype)],
             weighted=weight is not None,
         )
         self.rows = len(x)

@@ -417,7 +417,7 @@ def test_a_network_of_words(backend, kind):
         params = Parameters(built, bk, dtype)
         params.initialise(0)
         optimizer = nf.Adam(0.01)
-        plan = Plan(built, params, 40, loss=losses.get("cross_entropy"), optimizer=optimizer, target=((), np.int64))
+        plan = Plan(built, params, 40, loss=losses.get("cross_entropy"), optimizer=optimizer, targets=[((), np.int64)])
         plan.feed(x, y)
         state = np.zeros(S.SIZE)
         for slot, value in optimizer.fill_state().items():

@@ -155,7 +155,7 @@ def test_a_file_that_describes_an_impossible_graph(tmp_path):
         {"calls": [[7, [-1]]]},
         {"calls": [[0, []]]},
     ):
-        with pytest.raises(ValueError, match="not possible|not those of calls"):
+        with pytest.raises(ValueError, match=r"not possible|not those of calls"):
             nf.Model.described(model.layers, json.loads(json.dumps({"graph": graph | change})))
 
 
@@ -171,7 +171,7 @@ def test_errors_of_graphs():
         nf.Dense(3)(np.ones(4))
     with pytest.raises(ValueError, match="which is not among the model's inputs"):
         nf.Model(nf.Input(4), nf.Dense(3)(x))
-    with pytest.raises(TypeError, match=r"inputs must be a tensor that begins at nf\.Input, not int"):
+    with pytest.raises(TypeError, match=r"inputs must be tensors that begin at nf\.Input, not int"):
         nf.Model(4, nf.Dense(3)(x))
     with pytest.raises(ValueError, match=r"made for inputs of shape \(4,\), not \(5,\)"):
         nf.Model(x, nf.Dense(3)(x)).build(5)
@@ -185,6 +185,8 @@ def test_errors_of_graphs():
         nf.Parallel([nf.Dense(2), nf.Dense(2)], "max")
     with pytest.raises(TypeError, match="Residual: inner must be layers, not str"):
         nf.Residual(["relu"])
+    with pytest.raises(ValueError, match="GlobalAvgPool1D does not leave out the steps that embedding masks"):
+        nf.Sequential([nf.Embedding(5, 3, mask_zero=True), nf.Dense(2), nf.GlobalAvgPool1D()]).build(4)
     with pytest.raises(
         ValueError, match=r"layer 1 \(residual/add\): Add takes inputs of one shape, got \(3,\), \(4,\)"
     ):
@@ -225,3 +227,133 @@ def test_the_sum_of_a_residual_takes_no_gradient_of_its_own():
     layout = PlanLayout(built, 4, np.float32, training=True)
     add = next(b.index for b in built if isinstance(b.layer, Add))
     assert layout.gradients[add].offset == layout.gradients[add - 1].offset
+
+
+# ---- several inputs and outputs ----------------------------------------------------------------------------
+def _two_in_two_out():
+    a, b = nf.Input(5), nf.Input((4,))
+    words = nf.Flatten()(nf.Embedding(7, 3)(b))
+    h = nf.Concat()(nf.Dense(6, "tanh")(a), words)
+    return nf.Model([a, b], [nf.Dense(3, "softmax")(h), nf.Dense(1)(nf.Dense(4, "relu")(h))])
+
+
+def _two_data(rows=70):
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((rows, 5)), rng.integers(0, 7, (rows, 4))]
+    return X, [rng.integers(0, 3, rows), rng.standard_normal(rows)]
+
+
+LOSSES = ["cross_entropy", "mean_squared_error"]
+
+
+@pytest.mark.parametrize("device", ["numpy", "numba"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_several_outputs(device, weighted):
+    """A step of plain gradient descent against the same sum of losses by hand, and by differences."""
+    (a, b), (y, v) = _two_data(12)
+    weight = np.arange(12) % 3 + 0.5 if weighted else None
+    loss = nf.JointLoss(LOSSES, [0.5, 2.0])
+    model = _two_in_two_out().build(seed=1, dtype="float64")
+
+    def value():
+        p, q = model.predict([a, b], device="numpy")
+        rows = np.ones(12) if weight is None else weight
+        each = 0.5 * -np.log(p[np.arange(12), y]) + 2.0 * (q[:, 0] - v) ** 2
+        return float((each * rows).sum() / rows.sum())
+
+    start, before = model.get_flat_weights(), value()
+    history = model.fit(
+        [a, b], [y, v], loss=loss, optimizer=nf.SGD(1e-3), batch_size=12, device=device, dtype="float64", verbose=0,
+        sample_weight=weight,
+    )  # fmt: skip
+    assert history["loss"][0] == pytest.approx(before, rel=1e-10)
+    gradient = (start - model.get_flat_weights()) / 1e-3
+    for i in np.random.default_rng(2).choice(len(start), 12, replace=False):
+        around = []
+        for step in (1e-6, -1e-6):
+            moved = start.copy()
+            moved[i] += step
+            model.set_flat_weights(moved)
+            around.append(value())
+        assert gradient[i] == pytest.approx((around[0] - around[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def test_several_inputs_and_outputs_all_the_way(tmp_path):
+    X, y = _two_data()
+    found = []
+    for device in ("numpy", "numba"):
+        model = _two_in_two_out()
+        history = model.fit(
+            X, y, loss=LOSSES, epochs=3, batch_size=16, validation_split=0.2, seed=0, dtype="float64", device=device,
+            verbose=0,
+        )  # fmt: skip
+        found.append((history["loss"], history["val_loss"]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+    assert history["loss"][-1] < history["loss"][0]
+    p, q = model.predict(X)
+    assert (p.shape, q.shape) == ((70, 3), (70, 1))
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    chunked = model.predict(X, batch_size=16)
+    np.testing.assert_allclose(chunked[0], p, rtol=1e-12)
+    np.testing.assert_allclose(chunked[1], q, rtol=1e-12)
+    logs = model.evaluate(X, y)
+    w = model.evaluate(X, y, loss=nf.JointLoss(LOSSES, [2.0, 2.0]))
+    assert w["loss"] == pytest.approx(2 * logs["loss"])
+    model.save(tmp_path / "m.safetensors")
+    again = nf.load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(again.predict(X)[1], q)
+    assert again.evaluate(X, y) == logs
+    more = [m.fit(X, y, verbose=0, device="numba", dtype="float64")["loss"] for m in (again, model)]
+    assert more[0] == more[1]
+    trainer = nf.Trainer(_two_in_two_out(), LOSSES, seed=0, device="cpu", dtype="float64")
+    assert trainer.step([x[:16] for x in X], [t[:16] for t in y]) > 0
+    batches = [([x[i : i + 10] for x in X], [t[i : i + 10] for t in y]) for i in range(0, 70, 10)]
+    model.fit(batches, loss=LOSSES, verbose=0, device="cpu", dtype="float64")
+
+
+def test_errors_of_several_inputs_and_outputs():
+    X, y = _two_data()
+    model = _two_in_two_out()
+    with pytest.raises(TypeError, match="the model has 2 inputs: X must be a list of as many arrays, got one ndarray"):
+        model.fit(X[0], y, loss=LOSSES)
+    with pytest.raises(TypeError, match="the model has 2 outputs: y must be a list of as many arrays, got 1"):
+        model.fit(X, y[:1], loss=LOSSES)
+    with pytest.raises(ValueError, match="the model has 2 outputs, got 3 losses"):
+        model.fit(X, y, loss=[*LOSSES, "huber"])
+    with pytest.raises(ValueError, match=r"output 0: class labels must be in 0..2, row 0 has 9"):
+        model.fit(X, [np.full(70, 9), y[1]], loss=LOSSES)
+    with pytest.raises(ValueError, match="X must be arrays of as many rows, got 70, 69"):
+        model.fit([X[0], X[1][:69]], y, loss=LOSSES)
+    bad = X[1].copy()
+    bad[3, 1] = 7
+    with pytest.raises(ValueError, match=r"the index 7 at \(3, 1\) is outside of the vocabulary"):
+        model.fit([X[0], bad], y, loss=LOSSES)
+    with pytest.raises(ValueError, match="metrics are of models with one output"):
+        model.fit(X, y, loss=LOSSES, metrics=["accuracy"])
+    with pytest.raises(ValueError, match="2 losses need as many weights, got 1"):
+        nf.JointLoss(LOSSES, [1.0])
+    with pytest.raises(ValueError, match="weights of losses must be finite and not negative"):
+        nf.JointLoss(LOSSES, [1.0, -1.0])
+    x = nf.Input(3)
+    h = nf.Dense(2)(x)
+    with pytest.raises(ValueError, match="output 1 must be what a layer of its own gives"):
+        nf.Model(x, [h, h])
+    assert not model.is_built
+
+
+def test_an_output_that_other_layers_read():
+    x = nf.Input(4)
+    h = nf.Dense(3, "tanh")(x)
+    model = nf.Model(x, [h, nf.Dense(2)(h)])
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((30, 4)), [rng.standard_normal((30, 3)), rng.standard_normal((30, 2))]
+    losses = [
+        nf.Model(x, [h, nf.Dense(2)(h)]).fit(
+            X, y, loss="mse", epochs=3, batch_size=8, seed=0, device=d, dtype="float64", verbose=0
+        )["loss"]
+        for d in ("numpy", "numba")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-10)
+    first, second = model.build(seed=0).predict(X)
+    w = model.get_weights()
+    np.testing.assert_allclose(second, first @ w["dense_1.W"] + w["dense_1.b"], rtol=1e-5, atol=1e-6)

@@ -23,9 +23,21 @@ PACKAGE = Path(nf.__file__).parent
 # A module imports from its own group and from those before it
 ORDER = (
     {"kernels"},
-    {"activations", "arena", "blas", "errors", "files", "machine", "positions", "precision", "random", "window"},
+    {
+        "activations",
+        "arena",
+        "blas",
+        "errors",
+        "files",
+        "machine",
+        "positions",
+        "precision",
+        "random",
+        "window",
+        "bundles",
+    },
     {"backends"},
-    {"devices", "initializers", "layers", "losses", "metrics", "optimizers"},
+    {"devices", "initializers", "joint_loss", "layers", "losses", "metrics", "optimizers"},
     {"functional"},
     {"parameters", "plan", "plan_flow", "plan_layout", "plan_pool", "plan_program", "summary"},
     {"network"},
@@ -139,7 +151,9 @@ def test_peers_are_imported_by_their_own_contenders_only(module: str) -> None:
     own = {
         "bench.contenders.pytorch": {"torch"},
         "bench.contenders.pytorch_cuda": {"torch"},
+        "bench.contenders.pytorch_networks": {"torch"},
         "bench.contenders.jax_optax": {"jax", "optax"},
+        "bench.contenders.jax_networks": {"jax"},
         "bench.contenders.scikit_learn": {"sklearn"},
         "bench.contenders.onnx_runtime": {"onnxruntime", "onnx"},
         "bench.estimators": {"sklearn"},

@@ -41,7 +41,7 @@ def _engine(dtype: str, loss: str, optimizer: nf.Optimizer, keep_outputs: bool =
         backend,
         dtype,
         BATCH,
-        target=source.target,
+        targets=source.targets,
         weighted=True,
     )
     source.attach(engine, keep_outputs)

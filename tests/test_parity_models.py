@@ -315,7 +315,7 @@ def test_masks_in_a_plan(any_backend):
     params = Parameters(built, any_backend, "float32")
     params.initialise(0)
     plan = Plan(
-        built, params, 10, loss=nf.MeanSquaredError(), optimizer=nf.SGD(0.0), target=((6,), np.float32), lr_steps=8
+        built, params, 10, loss=nf.MeanSquaredError(), optimizer=nf.SGD(0.0), targets=[((6,), np.float32)], lr_steps=8
     )
     state = np.zeros(S.SIZE)
     state[[S.SEED_LO, S.SEED_HI]] = seed & 0xFFFFFFFF, seed >> 32

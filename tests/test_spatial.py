@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nnfast as nf
 from nnfast import layers
 from nnfast.backends.numpy_backend import NumpyBackend
-from nnfast.parameters import build_chain
+from nnfast.layers.graph import build_chain
 from nnfast.testing import check_layer
 from nnfast.window import Window
 

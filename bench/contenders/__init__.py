@@ -66,10 +66,9 @@ class Entry:
         """Why it cannot express a workload, or ``None``."""
         if not (self.predicts if workload.predict else self.trains):
             return f"{self.name} does not {'predict' if workload.predict else 'train'}"
-        if workload.network is not None and workload.network.kind not in self.networks:
-            return f"{self.name} is not used for {workload.name}: {self._networks()}"
-        if workload.network is None and not self.dense:
-            return f"{self.name} is not used for {workload.name}: {self._networks()}"
+        kinds = (*(["dense"] if self.dense else []), *self.networks)
+        if (workload.network.kind if workload.network else "dense") not in kinds:
+            return f"{self.name} is not used for {workload.name}: it is for {', '.join(kinds)}"
         if workload.activation not in self.activations:
             return f"{self.name} has no {workload.activation}"
         if workload.precision and not self.gpu:
@@ -77,10 +76,6 @@ class Entry:
         if workload.dropout and not self.dropout and not workload.predict:
             return f"{self.name} has no dropout"
         return None
-
-    def _networks(self) -> str:
-        """What networks it is for."""
-        return f"it is for {' and '.join([*(['dense layers'] if self.dense else []), *self.networks])} alone"
 
     def load(self) -> type[Contender]:
         """Import its library and its class."""

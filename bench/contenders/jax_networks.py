@@ -69,14 +69,21 @@ def _layer(spec: LayerSpec, params: Any, x: Any) -> Any:
 
 
 def _conv(x: Any, W: Any, groups: int) -> Any:
-    return lax.conv_general_dilated(
-        x, W, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
+    """For depthwise and 1 x 1 kernels, what XLA does in half the time of its own convolution on a CPU."""
+    height, width, *_ = W.shape
+    if height == width == 1:
+        return x @ W[0, 0]
+    if groups > 1:
+        _, rows, columns, _ = x.shape
+        x = jnp.pad(x, ((0, 0), (height // 2, height // 2), (width // 2, width // 2), (0, 0)))
+        return sum(x[:, i : i + rows, j : j + columns] * W[i, j, 0] for i in range(height) for j in range(width))
+    return lax.conv_general_dilated(x, W, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _max_pool(x: Any) -> Any:
-    n, height, width, channels = x.shape
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    """By slices: the gradient of `lax.reduce_window` takes ten times as long on a CPU."""
+    upper, lower = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2]), jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
+    return jnp.maximum(upper, lower)
 
 
 def _norm(x: Any, params: Any, running: Any, training: bool) -> tuple[Any, Any]:

@@ -31,7 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 class JaxOptax(Contender):
     """The data stay on the device; an epoch takes the order of its rows, which NumPy draws faster than XLA sorts.
 
-    A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads.
+    A call for each step instead is as fast for `mnist`, and slower for the smaller and the larger workloads. Networks
+    of other layers get such calls: within a scan XLA's convolutions are several times slower.
     """
 
     platform = "cpu"  # it would choose a GPU by itself
@@ -53,6 +54,7 @@ class JaxOptax(Contender):
         self.rng = np.random.default_rng(0)
         self._epoch = jax.jit(self._one_epoch, donate_argnums=0)
         self._step = jax.jit(self._one_step, donate_argnums=0)
+        self._step_on = jax.jit(lambda state, X, y, index: self._one_step(state, X[index], y[index]), donate_argnums=0)
         self._logits = jax.jit(self._predicted)
 
     def _predicted(self, params: Any, statistics: Any, x: Any) -> Any:
@@ -112,11 +114,23 @@ class JaxOptax(Contender):
             total += loss * rest
         return state, total / rows
 
+    def _step_by_step(self, order: np.ndarray) -> Any:
+        """An epoch of a call for each step; returns its mean loss."""
+        batch, total = self.workload.batch, jnp.zeros((), self.workload.dtype)
+        for start in range(0, len(order), batch):
+            index = order[start : start + batch]
+            self.state, loss = self._step_on(self.state, self.X, self.y, index)
+            total += loss * len(index)
+        return total / len(order)
+
     def epochs(self, count: int) -> list[float]:
         means = []
         for _ in range(count):
             order = self.rng.permutation(self.workload.rows).astype(np.int32)
-            self.state, mean = self._epoch(self.state, self.X, self.y, order)
+            if self.workload.network is None:
+                self.state, mean = self._epoch(self.state, self.X, self.y, order)
+            else:
+                mean = self._step_by_step(order)
             means.append(mean)
         return [float(mean) for mean in jax.device_get(means)]
 

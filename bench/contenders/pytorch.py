@@ -134,7 +134,9 @@ class Compiled(Eager):
     """
 
     mode: str | None = None
+    channels_last = True
 
     def compile(self) -> None:
-        self.forward_loss = torch.compile(self.model_and_loss, mode=self.mode)
-        self.forward = torch.compile(self.model_alone, mode=self.mode)
+        # The check of the losses may have had batches of another size: without this the size would be a variable now
+        self.forward_loss = torch.compile(self.model_and_loss, mode=self.mode, dynamic=False)
+        self.forward = torch.compile(self.model_alone, mode=self.mode, dynamic=False)

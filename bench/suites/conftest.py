@@ -27,7 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     predict = metafunc.function.__name__ == "test_prediction"
     pairs = [
         (w, contender)
-        for devices, presets in ((None, ("all", "off-table")), (("cuda",), ("gpu", "gpu-tf32", "gpu-bf16")))
+        for devices, presets in ((None, ("all", "off-table", "layers")), (("cuda",), ("gpu", "gpu-tf32", "gpu-bf16")))
         for contender in _contenders(devices)
         for w in dict.fromkeys(w for name in presets for w in PRESETS[name])
         if bool(w.predict) == predict and ENTRIES[contender].unable(w) is None

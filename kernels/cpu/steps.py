@@ -24,6 +24,14 @@ def begin_step(I, F, task):
     state[S.GRAD_SCALE] = 1.0
 
 
+def sum_losses(I, F, task):
+    """I: state, whether this is the first loss; F: its weight."""
+    state = pointer_f64(I[0])
+    before = 0.0 if I[1] != 0 else state[S.TOTAL_LOSS]
+    state[S.TOTAL_LOSS] = before + F[0] * state[S.LOSS]
+    state[S.LOSS] = state[S.TOTAL_LOSS]
+
+
 def record_loss(I, F, task):
     """I: state."""
     state = pointer_f64(I[0])

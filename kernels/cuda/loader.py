@@ -117,10 +117,13 @@ _PLAIN: tuple[tuple[str, ...], ...] = ((),)
 FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "activation": dict.fromkeys(("bias_act", "act_grad", "act_grad_bias"), _TYPES_ACTS),
     "rows": dict.fromkeys(("softmax", "softmax_grad"), _TYPES),
-    "reduce": {**dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES), "add": _TYPES},
+    "reduce": {
+        **dict.fromkeys(("column_finish", "sq_norm", "l2_penalty", "clip_value"), _WIDE_TYPES),
+        **dict.fromkeys(("add", "multiply", "scale"), _TYPES),
+    },
     "dropout": dict.fromkeys(("dropout", "spatial_dropout"), _TYPES),
-    "gather": dict.fromkeys(("gather_rows", "store_rows"), _UNIT_ARGS),
-    "scatter": {"add_at_rows": _WIDE_TYPES},
+    "gather": dict.fromkeys(("gather_rows", "store_rows", "copy_rows"), _UNIT_ARGS),
+    "scatter": {"add_at_rows": tuple((t, SCALARS[WIDE[c]]) for c, t in SCALARS.items())},
     "layer_norm": dict.fromkeys(("layer_norm", "layer_norm_dx", "layer_norm_dparam"), _TYPES),
     "batch_norm": {
         **dict.fromkeys(("batch_stats", "batch_norm_apply", "batch_norm_dparam", "batch_norm_dx"), _TYPES),
@@ -137,7 +140,7 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "weight_total": _PLAIN,
         "softmax_xent": tuple((t, label) for c, t in SCALARS.items() for label in ("index_t", SCALARS[WIDE[c]])),
     },
-    "step": dict.fromkeys(("begin_step", "record_loss", "end_step", "end_epoch"), _PLAIN),
+    "step": dict.fromkeys(("begin_step", "sum_losses", "record_loss", "end_step", "end_epoch"), _PLAIN),
     "optimizers": {
         "optimizer_step": tuple((rule.format(t=t),) for (t,) in _WIDE_TYPES for rule in _RULES),
         "ema_step": _WIDE_TYPES,

@@ -1,4 +1,4 @@
-// Sums: over the chunks of a column sum, of squares for the gradient's norm; elementwise in place.
+// Sums: over the chunks of a column sum, of squares for the gradient's norm; elementwise.
 #include "columns.cuh"
 
 template <int N, typename T>
@@ -84,4 +84,15 @@ __global__ void __launch_bounds__(256) clip_value(T* x, index_t n, double limit)
 template <typename T>
 __global__ void __launch_bounds__(256) add(const T* x, const T* y, T* out, index_t n) {
     map(x, y, out, n, [](wide<T> a, wide<T> b) { return a + b; });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(256) multiply(const T* x, const T* y, T* out, index_t n) {
+    map(x, y, out, n, [](wide<T> a, wide<T> b) { return a * b; });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(256) scale(const T* x, double factor, T* out, index_t n) {
+    const wide<T> f = wide<T>(factor);
+    map(x, out, n, [=](wide<T> a) { return a * f; });
 }

@@ -1,12 +1,12 @@
 // Adding rows at indices that may repeat, without atomics.
 #include "rows.cuh"
 
-template <int N, typename T>
-__device__ inline void add_row(const T* from, T* to, index_t m) {
+template <int N, typename X, typename T>
+__device__ inline void add_row(const X* from, T* to, index_t m) {
 #pragma unroll 1
     for (index_t j = (threadIdx.x & 31) * (index_t)N; j < m; j += 32 * N) {
         Values<T, N> sum = load<N>(to + j);
-        const Values<T, N> v = load<N>(from + j);
+        const Values<X, N> v = load<N>(from + j);
 #pragma unroll
         for (int k = 0; k < N; k++) sum.v[k] += v.v[k];
         store(to + j, sum);
@@ -14,10 +14,10 @@ __device__ inline void add_row(const T* from, T* to, index_t m) {
 }
 
 // out[index[i]] += x[i]. One warp per i: the one whose index has not occurred before adds up all rows
-// of that index in their order. Deterministic; quadratic in the number of indices, but at 32 a step.
-template <typename T>
+// of that index in their order. out is wide where x is not. Deterministic; quadratic in the number of indices, but at 32 a step.
+template <typename X, typename T>
 __global__ void __launch_bounds__(256)
-add_at_rows(const T* x, const index_t* index, T* out, index_t n, index_t m) {
+add_at_rows(const X* x, const index_t* index, T* out, index_t n, index_t m) {
     int lane = threadIdx.x & 31;
     bool packed = packed_rows<T>(m, x, out);
     index_t warps = (index_t)gridDim.x * (blockDim.x >> 5);
@@ -33,7 +33,7 @@ add_at_rows(const T* x, const index_t* index, T* out, index_t n, index_t m) {
         for (index_t start = i; start < n; start += 32) {
             bool same = start + lane < n && index[start + lane] == mine;
             for (unsigned hits = __ballot_sync(FULL_WARP, same); hits; hits &= hits - 1) {
-                const T* from = x + (start + __ffs((int)hits) - 1) * m;
+                const X* from = x + (start + __ffs((int)hits) - 1) * m;
                 if (packed)
                     add_row<Pack<T>::N>(from, to, m);
                 else

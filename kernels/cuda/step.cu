@@ -10,6 +10,11 @@ __global__ void begin_step(double* state, const double* lr_table, index_t length
     state[STATE_SKIP_STEP] = 0;
 }
 
+__global__ void sum_losses(double* state, double weight, index_t first) {
+    state[STATE_TOTAL_LOSS] = (first ? 0 : state[STATE_TOTAL_LOSS]) + weight * state[STATE_LOSS];
+    state[STATE_LOSS] = state[STATE_TOTAL_LOSS];
+}
+
 __global__ void record_loss(double* state) {
     if (state[STATE_BAD_STEP] != 0) return;
     if (!isfinite(state[STATE_LOSS])) {

@@ -256,6 +256,10 @@ class ArrayBackend(ArrayOptimizers, ArrayConv, ArraySpatial, ArrayRecurrent, Arr
         state[S.GRAD_SCALE] = 1.0
         state[S.SKIP_STEP] = 0.0
 
+    def sum_losses(self, state: Array, *, weight: float, first: bool) -> None:
+        state[S.LOSS] = weight * state[S.LOSS] + (0.0 if first else state[S.TOTAL_LOSS])
+        state[S.TOTAL_LOSS] = state[S.LOSS]
+
     def record_loss(self, state: Array) -> None:
         if state[S.BAD_STEP] != 0:
             return

@@ -368,6 +368,10 @@ class Backend(SpatialOperations, RecurrentOperations, AttentionOperations, ABC):
         """
 
     @abstractmethod
+    def sum_losses(self, state: Array, *, weight: float, first: bool) -> None:
+        """``LOSS = TOTAL_LOSS = weight * LOSS + (0 if first else TOTAL_LOSS)``: one loss after the other of a step."""
+
+    @abstractmethod
     def record_loss(self, state: Array) -> None:
         """Add LOSS to the epoch's sums while BAD_STEP is 0; set BAD_STEP to STEP if LOSS is not finite."""
 

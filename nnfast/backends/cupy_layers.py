@@ -1,4 +1,4 @@
-"""The CUDA kernels behind layers: activations, linear layers, normalisation, dropout, rows by index.
+"""The CUDA kernels behind layers: elementwise operations, linear layers, normalisation, dropout.
 
 A method returns ``NotImplemented`` for what its kernel does not support; the backend then uses CuPy's
 own operations.
@@ -49,6 +49,18 @@ class CudaLayers:
         if t is None or not same(x, y, out):
             return NotImplemented
         self._launch("reduce", "add", (t,), self._kernels.flat(x.size), x, y, out, x.size)
+        return None
+
+    def multiply(self, x: Array, y: Array | float, *, out: Array) -> Any:
+        number = isinstance(y, (int, float))
+        t = self._type(x, None if number else y, out)
+        if t is None or not same(x, None if number else y, out):
+            return NotImplemented
+        shape = self._kernels.flat(x.size)
+        if number:
+            self._launch("reduce", "scale", (t,), shape, x, float(y), out, x.size)
+        else:
+            self._launch("reduce", "multiply", (t,), shape, x, y, out, x.size)
         return None
 
     def add_bias(self, x: Array, b: Array, *, out: Array) -> Any:
@@ -137,7 +149,7 @@ class CudaLayers:
         shape = ((grid[0], len(pairs)), block)
         self._launch("reduce", "column_finish", (t,), shape, *first, *second, chunks, columns, at_once)
 
-    # ---- random numbers and rows ----------------------------------------------------------------
+    # ---- random numbers ---------------------------------------------------------------------------
     def dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
         t = self._type(x, out)
         if t is None or not same(x, out):
@@ -145,47 +157,6 @@ class CudaLayers:
         shape = self._kernels.flat(x.size)
         arguments = (x, out, x.size, state, stream, keep_threshold(rate), 1.0 / (1.0 - rate))
         self._launch("dropout", "dropout", (t,), shape, *arguments)
-        return None
-
-    def _copy_rows(self, kernel: str, src: Array, dst: Array, rows: int, *between: Any) -> Any:
-        """A kernel of ``gather.cu``, in the widest unit that divides a row and fits both addresses."""
-        if src.dtype != dst.dtype or src.shape[1:] != dst.shape[1:]:
-            return NotImplemented
-        if not all(isinstance(x, self._array_type) and x.flags.c_contiguous for x in (src, dst)):
-            return NotImplemented
-        row_bytes = prod(src.shape[1:]) * src.dtype.itemsize
-        if rows == 0 or row_bytes == 0:
-            return None
-        fits = row_bytes | src.data.ptr | dst.data.ptr
-        unit = next(size for size in loader.UNITS if fits % size == 0)
-        units = row_bytes // unit
-        shape = self._kernels.flat(rows * units)
-        self._launch("gather", kernel, (loader.UNITS[unit],), shape, src, *between, dst, rows, units)
-        return None
-
-    def take_rows(self, x: Array, index: Array, *, out: Array) -> Any:
-        if index.dtype.char not in "lq" or not index.flags.c_contiguous or out.shape[:1] != index.shape:
-            return NotImplemented
-        return self._copy_rows("gather_rows", x, out, len(out), index, None)
-
-    def take_batch(self, x: Array, order: Array, state: Array, *, out: Array) -> Any:
-        if order.dtype.char not in "lq" or not order.flags.c_contiguous:
-            return NotImplemented
-        return self._copy_rows("gather_rows", x, out, len(out), order, state)
-
-    def store_batch(self, x: Array, state: Array, *, out: Array) -> Any:
-        if x.dtype != out.dtype:
-            x = x.astype(out.dtype)  # allocates: outputs are kept in the dtype that they have
-        return self._copy_rows("store_rows", x, out, len(x), state)
-
-    def add_at_rows(self, x: Array, index: Array, *, out: Array) -> Any:
-        t = self._wide_type(x, out)
-        if t is None or index.dtype.char not in "lq" or not index.flags.c_contiguous:
-            return NotImplemented
-        if x.shape[1:] != out.shape[1:] or x.shape[:1] != index.shape:
-            return NotImplemented
-        columns = prod(x.shape[1:])
-        self._launch("scatter", "add_at_rows", (t,), self._kernels.warps(len(x)), x, index, out, len(x), columns)
         return None
 
     # ---- normalisation --------------------------------------------------------------------------

@@ -126,6 +126,7 @@ class CudaRecurrent:
     _scratch: Any
     _array_type: Any
     copy: Any
+    copy_columns: Any
     gemm: Any
     linear_act: Any
     sum_rows: Any
@@ -278,8 +279,8 @@ class CudaRecurrent:
     def _gru_parts(self, cell: _Cell, U: Array) -> tuple[Array, Array]:
         """`U` of reset and update, and of new, each in one piece."""
         of_gates, of_new = cell.array("U gates", cell.h, 2 * cell.h), cell.array("U new", cell.h, cell.h)
-        self.copy(U[:, : 2 * cell.h], out=of_gates)
-        self.copy(U[:, 2 * cell.h :], out=of_new)
+        self.copy_columns(U[:, : 2 * cell.h], out=of_gates)
+        self.copy_columns(U[:, 2 * cell.h :], out=of_new)
         return of_gates, of_new
 
     def gru_grad(
@@ -349,7 +350,7 @@ class CudaRecurrent:
         self.gemm(_rows(states), _rows(main), out=dU, trans_a=True)
         of_resets = cell.array("dU new", h, h, wide=True)
         self.gemm(_rows(reset), _rows(news), out=of_resets, trans_a=True)
-        self.copy(of_resets, out=dU[:, 2 * h :])
+        self.copy_columns(of_resets, out=dU[:, 2 * h :])
         return product
 
     # ---- long short-term memory ---------------------------------------------------------------------

@@ -105,6 +105,9 @@ class CudaSteps:
     def begin_step(self, state: Array, lr_table: Array) -> Any:
         self._launch("step", "begin_step", (), _ONE_THREAD, state, lr_table, lr_table.size)
 
+    def sum_losses(self, state: Array, *, weight: float, first: bool) -> Any:
+        self._launch("step", "sum_losses", (), _ONE_THREAD, state, float(weight), int(first))
+
     def record_loss(self, state: Array) -> Any:
         self._launch("step", "record_loss", (), _ONE_THREAD, state)
 

@@ -28,6 +28,13 @@ class NumbaOptimizers:
             raise IndexError(f"begin_step: CURSOR is {state[S.CURSOR]:.0f}, the table has {lr_table.size} rates")
         self._emit(steps.state_call(steps.begin_step, state, lr_table.ctypes.data, lr_table.size, keep=lr_table))
 
+    def sum_losses(self, state: Array, *, weight: float, first: bool) -> None:
+        if not is_state(state):
+            self._numpy("sum_losses", state, weight=weight, first=first)
+            return
+        # Not late: the losses write to one place, one after the other
+        self._emit(steps.state_call(steps.sum_losses, state, int(first), value=weight))
+
     def record_loss(self, state: Array) -> None:
         if not is_state(state):
             self._numpy("record_loss", state)

@@ -23,16 +23,16 @@ FAILED = 1
 @click.option(
     "--preset",
     metavar="NAME",
-    help="small, large-batch, inference, all (of these), off-table, gpu, gpu-tf32 or gpu-bf16.",
+    help="small, large-batch, inference, all (of these), layers, off-table, gpu, gpu-tf32 or gpu-bf16.",
 )
 @click.option("--workload", "names", metavar="NAME", multiple=True, help="One workload; may be given several times.")
 @click.option("--sweep", is_flag=True, help="Time the workloads (by default mnist) at batch sizes from 1 to 65,536.")
 @click.option("--devices", metavar="NAME,...", help="numba, numpy, cuda, or none; default: all that are here.")
 @click.option(
     "--peers", metavar="NAME,...",
-    help="numpy, scikit-learn, torch, torch-compile, jax, onnxruntime; torch-cuda, torch-cuda-compile, "
-    "torch-cuda-max-autotune, torch-cuda-graph, jax-cuda; or none. Default: all that are here, with --devices cuda "
-    "those on the GPU, else those on the CPU.",
+    help="numpy, scikit-learn, torch, torch-channels-last, torch-compile, jax, onnxruntime; torch-cuda, "
+    "torch-cuda-compile, torch-cuda-max-autotune, torch-cuda-graph, jax-cuda; or none. Default: all that are here, "
+    "with --devices cuda those on the GPU, else those on the CPU.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="In place of the workloads' own.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contender.")

@@ -9,20 +9,62 @@ from typing import Any
 
 import click
 
-from .common import emit_json, output_options, print_table, version
+from .common import echo, emit_json, output_options, print_table, version
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "tbb", "safetensors", "scikit-learn", "matplotlib", "pyarrow")
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 
 
-@click.command("info", short_help="Show devices, versions and libraries.")
+@click.command("info", short_help="Show devices, versions and libraries, or what a model is.")
+@click.argument("model", required=False)
 @output_options
-def command(as_json: bool) -> None:
-    """Show devices (and why one cannot be used), versions, kernels, BLAS, threads, CPU and folders."""
+def command(model: str | None, as_json: bool) -> None:
+    """Show devices (and why one cannot be used), versions, kernels, BLAS, threads, CPU and folders.
+
+    With MODEL, a file that 'nnfast train' or a program wrote, show its layers and what it was trained on instead.
+    """
+    if model is not None:
+        described = _described(model)
+        if as_json:
+            emit_json({"command": "info", "version": version(), **described})
+        return
     facts = collect()
     _show(facts)
     if as_json:
         emit_json({"command": "info", **facts})
+
+
+def _described(path: str) -> dict[str, Any]:
+    """Show what is in a model file; returns it as ``--json`` prints it."""
+    from .bundle import KEY, load_model
+    from .text_bundle import TextBundle, is_text
+
+    model = load_model(path, "numpy")
+    state, own = model.training_state, model.extra.get(KEY)
+    data = own.get("data") if isinstance(own, dict) else None
+    rows = [["model", path], ["trained", f"{state.epoch} epochs, {state.step} steps"]]
+    facts: dict[str, Any] = {"model": path, "vocabulary": None}
+    if is_text(model):
+        bundle = TextBundle.of(model, path)
+        data, facts["vocabulary"] = bundle.data, bundle.vocabulary.characters
+        rows.append(["vocabulary", f"{len(bundle.vocabulary.characters)} characters: {bundle.vocabulary.characters!r}"])
+    rows += [["data", str(data)]] if data else []
+    rows += [["loss", type(model.loss).__name__]] if model.loss is not None else []
+    print_table(rows)
+    summary = model.summary()
+    echo(str(summary))
+    return {
+        **facts,
+        "data": data,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "in_shape": list(model.in_shape),
+        "out_shape": list(model.out_shape),
+        "dtype": str(model.dtype),
+        "precision": model.precision,
+        "parameters": summary.parameters,
+        "layers": [{"name": row.name, "layer": row.layer, "parameters": row.parameters} for row in summary.rows],
+    }
 
 
 def collect() -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..datasets import Dataset, Table
 
 __all__ = ["Recipe", "parse_layers", "recipe_for"]
@@ -75,8 +73,8 @@ def recipe_for(data: Dataset, model: str = "mlp") -> Recipe:
 
 
 def _for_images(data: Dataset) -> Recipe:
-    rows, shape = len(data.X_train), np.shape(data.X_train)[1:]
-    if len(shape) not in (2, 3) or isinstance(data.X_train, Table):
+    rows, shape = len(data.X_train), () if isinstance(data.X_train, Table) else data.X_train.shape[1:]
+    if len(shape) not in (2, 3):
         raise ValueError(
             f"--model cnn is for images, rows of shape (height, width) or (height, width, channels); {data.name} has "
             + (f"rows of shape {shape}" if shape else "a table")

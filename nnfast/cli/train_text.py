@@ -55,7 +55,7 @@ def run(
     text = load_text(sources, validation=0.1 if val_split is None else val_split)
     if optimizer is not None and lr is None:
         lr = default_rate(optimizer)  # the recipe's suits its own only
-    recipe = language.RECIPES[kind].but(layers=number, optimizer=optimizer, lr=lr, **options)
+    recipe = language.recipe_for(kind, text).but(layers=number, optimizer=optimizer, lr=lr, **options)
     unknown = int((text.validation == 0).sum())
     rows = {"train": len(text.train), "validation": len(text.validation), "unknown": unknown}
     parts = f"{rows['train']:,} characters to train on, then {rows['validation']:,} to validate"

@@ -214,7 +214,7 @@ def load_text(source: Source | Sequence[Source], *, validation: float = 0.1, min
         If the files cannot be read as text.
     """
     text, files = read_text(source)
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ", ".join(map(os.fspath, source))
+    name = ", ".join(map(str, [source] if isinstance(source, (str, os.PathLike)) else source))
     return Text.of(text, name=name, validation=validation, min_count=min_count, files=files)
 
 

@@ -256,8 +256,6 @@ class CrossAttention(AttentionLayer):
     """
 
     many = True
-    masks: Sequence[Array | None] | None = None
-
     W_q: Array
     dW_q: Array
     b_q: Array | None = None
@@ -300,7 +298,7 @@ class CrossAttention(AttentionLayer):
         return self._declare(ctx, t, width, features)
 
     def _key_mask(self) -> Array | None:
-        return None if self.masks is None else self.masks[1]
+        return self.masks[1] if len(self.masks) > 1 else None
 
     def forward(self, bk: Backend, x: Any, y: Array) -> None:
         bk.linear_act(rows(x[0]), self.W_q, self.b_q, "identity", out=rows(self.q))

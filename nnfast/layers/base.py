@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +108,10 @@ class Layer:
         Whether steps of the output are those of the input, so that what masks these masks those.
     mask : array or None
         Set by binding: (batch, steps), 1, or 0 where a step of the input is padding; ``None`` where no layer said so.
+    refuses_mask : bool
+        Whether the layer would give wrong results for inputs with masked steps: then it cannot be built on any.
+    masks : list of (array or None)
+        Likewise of each input; the first one's is `mask`, and the output's where the layer `passes_mask`.
     """
 
     replayable = False
@@ -118,7 +122,9 @@ class Layer:
     shares_gradient = False
     takes_indices = False
     passes_mask = True
+    refuses_mask = False
     mask: Array | None = None
+    masks: Sequence[Array | None] = (None,)
     out_mask: Array
 
     name: str | None = None

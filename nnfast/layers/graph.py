@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from .base import BuildContext, Layer, Shape, TensorSpec
 
-__all__ = ["Block", "Built", "GraphBuilder", "Value", "build_chain", "chain_names"]
+__all__ = ["Block", "Built", "GraphBuilder", "Value", "build_chain", "chain_names", "outputs_of", "within"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Built:
         Nodes that the inputs come from; ``-1 - k`` is the model's input k.
     owner : int
         The node that has the parameters: this one, or the first one of the same layer.
-    mask : int or None
-        The node whose ``out_mask`` masks the steps of the first input.
+    masks : tuple of (int or None)
+        For each input the node whose ``out_mask`` masks its steps.
     segment : int or None
         Number of the block whose activations are computed again in the backward pass.
     out_mask : int or None
         Likewise of the output.
+    output : int or None
+        Which of the model's outputs it is.
     """
 
     index: int
@@ -51,9 +53,10 @@ class Built:
     specs: tuple[TensorSpec, ...]
     inputs: tuple[int, ...]
     owner: int
-    mask: int | None = None
+    masks: tuple[int | None, ...] = (None,)
     segment: int | None = None
     out_mask: int | None = None
+    output: int | None = None
 
     @property
     def in_shape(self) -> Shape:
@@ -64,6 +67,12 @@ class Built:
     def has_parameters(self) -> bool:
         """Whether there is something to train."""
         return any(spec.kind == "param" for spec in self.specs)
+
+
+def outputs_of(nodes: Sequence[Built]) -> list[Built]:
+    """The nodes that give the model's outputs, in their order."""
+    found = [node for node in nodes if node.output is not None]
+    return sorted(found, key=lambda node: node.output or 0)
 
 
 class Value(NamedTuple):
@@ -181,6 +190,9 @@ class GraphBuilder:
         try:
             if not layer.many and len(inputs) != 1:
                 raise ValueError(f"{type(layer).__name__} takes one input, got {len(inputs)}")
+            if layer.refuses_mask and inputs[0].mask is not None:
+                kind, source = type(layer).__name__, self.nodes[inputs[0].mask].name
+                raise ValueError(f"{kind} does not leave out the steps that {source} masks")
             made = layer.build(list(shapes) if layer.many else shapes[0], ctx)  # type: ignore[arg-type]
             out_shape = tuple(int(n) for n in made)
             owner = self._owners.get(id(layer))
@@ -191,19 +203,33 @@ class GraphBuilder:
                 raise ValueError(f"{type(layer).__name__} carries a state, which cannot be computed twice (checkpoint)")
         except ValueError as error:
             raise ValueError(f"layer {index} ({full}): {error}") from error
-        mask = next((value.mask for value in inputs if value.mask is not None), None)
+        mask = inputs[0].mask
         if any(spec.name == "out_mask" for spec in specs):
             mask = index
         elif not layer.passes_mask:
             mask = None
         node = Built(
             index, layer, full, shapes, out_shape, specs, tuple(value.node for value in inputs),
-            index if owner is None else owner.index, inputs[0].mask, self._segment, mask,
+            index if owner is None else owner.index, tuple(value.mask for value in inputs), self._segment, mask,
         )  # fmt: skip
         if owner is None:
             self._owners[id(layer)] = node
         self.nodes.append(node)
         return Value(index, out_shape, mask)
+
+    def ending_in(self, outputs: Sequence[Value]) -> list[Built]:
+        """The nodes, those marked that give the model's outputs.
+
+        Raises
+        ------
+        ValueError
+            If an output is an input, or two of them are the same.
+        """
+        for number, value in enumerate(outputs):
+            if value.node < 0 or self.nodes[value.node].output is not None:
+                raise ValueError(f"output {number} must be what a layer of its own gives")
+            self.nodes[value.node] = replace(self.nodes[value.node], output=number)
+        return self.nodes
 
     @contextmanager
     def _within(self, name: str, checkpoint: bool) -> Iterator[None]:
@@ -227,6 +253,23 @@ def chain_names(layers: Sequence[Layer]) -> list[str]:
     return [graph.name_of(layer) for layer in layers]
 
 
+def within(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """The layers, and those that they are made of."""
+    for layer in layers:
+        yield layer
+        for value in vars(layer).values():
+            yield from within(list(_layers_in(value)))
+
+
+def _layers_in(value: Any) -> Iterator[Layer]:
+    """A layer, or those in lists, and in lists of these."""
+    if isinstance(value, Layer):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _layers_in(each)
+
+
 def _trained(specs: Sequence[TensorSpec]) -> list[tuple[str, Shape]]:
     return [(spec.name, spec.shape) for spec in specs if spec.kind in ("param", "buffer")]
 
@@ -240,7 +283,4 @@ def build_chain(layers: Sequence[Layer], in_shape: Shape) -> list[Built]:
         From a layer that cannot take its input, with the layer named, or if two have the same name.
     """
     graph = GraphBuilder([in_shape])
-    last = graph.chain(layers, graph.inputs[0])
-    if last.node != len(graph.nodes) - 1:
-        raise ValueError(f"the last layer, {layers[-1]!r}, gives what an earlier one gave: it must end in a layer")
-    return graph.nodes
+    return graph.ending_in([graph.chain(layers, graph.inputs[0])])

@@ -87,6 +87,8 @@ class _Windows(_Pooling):
 class _Global(_Pooling):
     """Pooling of all of an image."""
 
+    refuses_mask = True
+
     def __init__(self, *, name: str | None = None) -> None:
         self.name = name
 

@@ -18,10 +18,11 @@ def attention_operations(ops: Operations) -> None:
     Parameters
     ----------
     ops : Operations
-        Gets the calls; its rows are steps, up to 70, and its columns features of a head, made even.
+        Gets the calls; its rows are steps, up to 70, and its columns, up to 72, features of a head, made even.
     """
     rows, columns = ops.shape
-    width = HEADS * (columns + columns % 2)
+    features = min(columns, 72)
+    width = HEADS * (features + features % 2)
     t, s = min(rows, 70), min(rows, 33)
     for label, steps, causal, masked in (("self", t, True, False), ("cross", s, False, True), ("short", s, True, True)):
         _attention(ops, label, t, steps, width, causal, masked)

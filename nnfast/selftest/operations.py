@@ -188,6 +188,8 @@ class Operations:
         grad = self._data(size, full=True)
         state = self._state("step state", LOSS=1.5, BATCH_WEIGHT=4.0)
         self._call("begin_step", state, self.bk.asarray(np.linspace(0.1, 0.2, 9)))
+        self._call("sum_losses", state, weight=0.5, first=True)
+        self._call("sum_losses", state, weight=0.25, first=False)
         self._call("record_loss", state)
         self._call("end_step", state, 32)
         ended = self._state("epoch state", LOSS_SUM=6.0, WEIGHT_SUM=4.0)

@@ -75,6 +75,9 @@ def _cell(
         kept["cells"] = room(n, steps, units)
         last["last_cell"] = out("last cell", n, units)
     ops._call(method, x, W, U, *given, *more, y=y, **kept, **last, **shared)
+    if method == "rnn":
+        # Not what was just computed: a last digit can lie on the other side of a kink, and goes on from step to step
+        y = ops._saved(more[0], n * steps, units).reshape(n, steps, units)
     dy = ops._data(n, steps, units) if all_steps else ops._data(n, units)
     grads = {
         "dx": out("dx", n, steps, features),

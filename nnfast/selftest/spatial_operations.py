@@ -26,10 +26,9 @@ def spatial_operations(ops: Operations) -> None:
     Parameters
     ----------
     ops : Operations
-        Gets the calls; its columns are channels, its rows, up to 6, images.
+        Gets the calls; its columns, up to 72, are channels, its rows, up to 6, images.
     """
-    rows, c = ops.shape
-    n = min(rows, 6)
+    n, c = min(ops.shape[0], 6), min(ops.shape[1], 72)
     x = ops._data(n, *SIZE, c)
     for label, window in WINDOWS.items():
         sizes = window.out_size(*SIZE)

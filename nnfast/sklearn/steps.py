@@ -99,7 +99,7 @@ class Steps:
         self.settings: tuple[Any, ...] = (alpha, weighted)
         params, bk, dtype = core.params, core.backend, core.design.dtype
         labels = data is not None and isinstance(objective.loss, CrossEntropy)
-        target = ((), np.int64) if labels else ((core.design.units[-1],), dtype)
+        target: tuple[tuple[int, ...], Any] = ((), np.int64) if labels else ((core.design.units[-1],), dtype)
         params.slots = {}  # the moments of another training are nobody's any more
         self.plan = Plan(
             without_link(core.model.built, objective.loss),
@@ -107,7 +107,7 @@ class Steps:
             rows,
             loss=objective.loss,
             optimizer=_Penalised(optimizer, core.penalised, alpha, objective),
-            target=target,
+            targets=[target],
             weighted=weighted,
             lr_steps=_AT_ONCE if data is not None else 1,
         )

@@ -19,6 +19,7 @@ from .. import layers as layers_module
 from .. import losses
 from ..errors import CheckpointError
 from ..files import replacing
+from ..joint_loss import JointLoss
 from ..layers.base import Layer
 from ..layers.graph import Built, chain_names
 from ..network import Network, TrainingState
@@ -69,7 +70,7 @@ def save(
             for layer, name in zip(model.layers, chain_names(model.layers), strict=True)
         ],
         **model.description(),
-        "in_shape": list(model.in_shape),
+        "in_shape": [list(s) for s in model.in_shapes] if model.number_of_inputs > 1 else list(model.in_shape),
         "dtype": str(params.dtype),
         "precision": params.precision,
         "loss": None if model.loss is None else {"name": losses.name_of(model.loss), "config": model.loss.config()},
@@ -168,13 +169,16 @@ def load_with_run(
                 layer.name = name
         model: Any = kind.described(chain, header)
         if header["loss"] is not None:
-            model.loss = _resolve(header["loss"], {**losses.TABLE, **custom}, "loss", path)
+            known = {**losses.TABLE, JointLoss.__name__: JointLoss, **custom}
+            model.loss = _resolve(header["loss"], known, "loss", path)
         training = header["training"]
-        in_shape = tuple(header["in_shape"])
+        in_shape = header["in_shape"]
+        several = in_shape and isinstance(in_shape[0], list)
+        in_shapes = [tuple(one) for one in (in_shape if several else [in_shape])]
         precision, dtype = resolve(header.get("precision"), header["dtype"])
         # Before anything is allocated: a file may claim layers of any size
-        _check(model.nodes(in_shape), dtype, training, tensors, path)
-        model.build(in_shape, dtype=dtype, initialise=False)
+        _check(model.nodes(in_shapes), dtype, training, tensors, path)
+        model.build(in_shapes, dtype=dtype, initialise=False)
         model.parameters.move(model.parameters.backend, dtype, precision)
         model.parameters.set({name: array for name, array in tensors.items() if ":" not in name})
         if slots := {name: array for name, array in tensors.items() if ":" in name}:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import random
+from ..bundles import Bundle, parts
 from ..errors import NNFastError
 from ..layers.graph import Built
 from ..plan_layout import input_dtypes, readers_of_inputs
@@ -88,6 +89,48 @@ def check_finite(x: np.ndarray, what: str, dtype: Any = None) -> None:
             raise ValueError(f"{what} contains {value} at {where}; training needs numbers that are finite as {dtype}")
 
 
+def as_inputs(x: Any, number: int, what: str, resident: Callable[[Any], Any] | None = None) -> Any:
+    """The inputs of a model as an array, or a bundle where it has several; :func:`as_array` says what they may be.
+
+    Arrays in GPU memory go through `resident`, where it is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are more or fewer than `number`, or an array does not do.
+    """
+
+    def one(x: Any, what: str) -> Any:
+        if resident is not None and on_gpu(x) and not isinstance(x, np.ndarray):
+            return resident(x)
+        return as_array(x, what)
+
+    if isinstance(x, Bundle):
+        return x
+    if number == 1:
+        return one(x, what)
+    if not isinstance(x, (list, tuple)) or len(x) != number:
+        given = f"{len(x)}" if isinstance(x, (list, tuple)) else f"one {type(x).__name__}"
+        raise TypeError(f"the model has {number} inputs: {what} must be a list of as many arrays, got {given}")
+    return _bundle([one(each, f"{what}[{k}]") for k, each in enumerate(x)], what)
+
+
+def as_targets(y: Any, number: int, what: str) -> Any:
+    """The targets of a model as an array, or a bundle where it has several outputs; errors as :func:`as_inputs`."""
+    if number == 1 or isinstance(y, Bundle):
+        return y if isinstance(y, Bundle) else as_array(y, what)
+    if not isinstance(y, (list, tuple)) or len(y) != number:
+        given = f"{len(y)}" if isinstance(y, (list, tuple)) else f"one {type(y).__name__}"
+        raise TypeError(f"the model has {number} outputs: {what} must be a list of as many arrays, got {given}")
+    return _bundle([as_array(each, f"{what}[{k}]") for k, each in enumerate(y)], what)
+
+
+def _bundle(arrays: list[Any], what: str) -> Bundle:
+    if len({len(each) for each in arrays}) > 1:
+        raise ValueError(f"{what} must be arrays of as many rows, got {', '.join(str(len(each)) for each in arrays)}")
+    return Bundle(arrays)
+
+
 def as_kind(x: Any, nodes: Sequence[Built], what: str, dtype: Any) -> Any:
     """`x` as what a model's first layers take: numbers that are finite as `dtype`, or indices in range, as int64.
 
@@ -96,10 +139,26 @@ def as_kind(x: Any, nodes: Sequence[Built], what: str, dtype: Any) -> Any:
     ValueError
         If a number is not finite, or what should be an index is not whole or out of range; the message names the place.
     """
-    if input_dtypes(nodes, dtype)[0] != np.int64:
-        if not on_gpu(x):
-            check_finite(x, what, dtype)
+    for one, kind in zip(parts(x), input_dtypes(nodes, dtype), strict=True):
+        if kind != np.int64 and not on_gpu(one):
+            check_finite(one, what, dtype)
+    return with_indices(x, nodes, what)
+
+
+def with_indices(x: Any, nodes: Sequence[Built], what: str) -> Any:
+    """`x` with what layers take as indices checked, as int64."""
+    kinds = input_dtypes(nodes, np.float32)
+    if np.int64 not in kinds:
         return x
+    readers = readers_of_inputs(nodes)
+    found = [
+        _indices(one, [layer for k, layer in readers if k == -1 - number], what) if kind == np.int64 else one
+        for number, (one, kind) in enumerate(zip(parts(x), kinds, strict=True))
+    ]
+    return Bundle(found) if isinstance(x, Bundle) else found[0]
+
+
+def _indices(x: Any, layers: Sequence[Any], what: str) -> Any:
     host = as_array(x, what) if on_gpu(x) else x
     if host.dtype.kind == "f" and host.size:
         whole = np.isfinite(host) & (np.floor(host) == host)
@@ -108,7 +167,7 @@ def as_kind(x: Any, nodes: Sequence[Built], what: str, dtype: Any) -> Any:
             raise ValueError(f"{what} must hold indices: row {row} has {host[(row, *place)]}, which is not whole")
     if host.dtype.kind != "i" or host.dtype.itemsize != 8:
         host = host.astype(np.int64)
-    for layer in readers_of_inputs(nodes):
+    for layer in layers:
         check = getattr(layer, "check_indices", None)
         if check is not None:
             try:
@@ -118,8 +177,15 @@ def as_kind(x: Any, nodes: Sequence[Built], what: str, dtype: Any) -> Any:
     return host if not on_gpu(x) or x.dtype != np.int64 else x
 
 
-def check_inputs(x: np.ndarray, in_shape: tuple[int, ...] | None, what: str = "X") -> None:
-    """Check the shape of inputs against one row's shape, where the model has one."""
+def check_inputs(x: Any, in_shapes: Sequence[tuple[int, ...]] | None, what: str = "X") -> None:
+    """Check the shapes of inputs against those of a row, where the model has them."""
+    arrays = parts(x)
+    for k, one in enumerate(arrays):
+        name = what if len(arrays) == 1 else f"{what}[{k}]"
+        _check_input(one, None if in_shapes is None else in_shapes[k], name)
+
+
+def _check_input(x: np.ndarray, in_shape: tuple[int, ...] | None, what: str) -> None:
     if x.ndim < 2:
         raise ValueError(
             f"{what} must have a row axis and at least one feature axis, its shape is {x.shape}; "
@@ -164,6 +230,8 @@ def sample_weights(
         if not weight.any():
             raise ValueError("sample_weight is zero for every row")
     if class_weight is not None:
+        if isinstance(target, Bundle):
+            raise ValueError("class_weight weighs rows by their class, but the model has several outputs")
         if target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64):
             raise ValueError("class_weight weighs rows by their class, but each row has a class for every step")
         labels = _classes_of(target)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ class Engine:
     dtype : dtype
     batch : int
         Largest number of rows of a step.
-    target : tuple of (shape, dtype)
-        One row of targets.
+    targets : sequence of (shape, dtype)
+        One row of the targets of each output.
     weighted : bool
         Whether batches come with sample weights.
     lr_steps : int
@@ -54,7 +55,7 @@ class Engine:
         dtype: Any,
         batch: int,
         *,
-        target: tuple[tuple[int, ...], Any],
+        targets: Sequence[tuple[tuple[int, ...], Any]],
         weighted: bool,
         lr_steps: int = 1024,
         precision: str | None = None,
@@ -78,7 +79,7 @@ class Engine:
             batch,
             loss=loss,
             optimizer=optimizer,
-            target=target,
+            targets=targets,
             weighted=weighted,
             lr_steps=self.lr_steps,
         )

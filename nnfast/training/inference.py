@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..backends.base import Array
+from ..bundles import parts
 from ..kernels import step_state as S
+from ..layers.graph import outputs_of
 from ..losses import Loss
 from ..network import Network
 from ..plan import Plan, without_link
@@ -55,53 +59,59 @@ def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarr
     return True
 
 
-def _in_chunks(
-    plan: Plan, x: Array, target: Array | None, weight: Array | None, batch: int, result: Array | None
-) -> None:
-    """Run all rows, chunk by chunk, and keep the outputs in `result`, on the host or the device."""
-    if _gathered(plan, [a for a in (x, target, weight) if a is not None], batch, result):
+def _in_chunks(plan: Plan, x: Any, target: Any, weight: Array | None, batch: int, results: list[Array]) -> None:
+    """Run all rows, chunk by chunk, and keep the outputs in `results`, on the host or the device."""
+    arrays = [*parts(x), *parts(target), *parts(weight)]
+    if len(results) < 2 and _gathered(plan, arrays, batch, results[0] if results else None):
         return
     for start in range(0, len(x), batch):
         part = slice(start, min(start + batch, len(x)))
-        output = plan.infer(x[part], None if target is None else target[part], None if weight is None else weight[part])
-        if isinstance(result, np.ndarray):
-            result[part] = plan.backend.to_numpy(output)
-        elif result is not None:
-            plan.backend.copy(output, out=result[part])
+        plan.infer(x[part], None if target is None else target[part], None if weight is None else weight[part])
+        for output, result in zip(plan.outputs_of(part.stop - part.start), results, strict=bool(results)):
+            if isinstance(result, np.ndarray):
+                result[part] = plan.backend.to_numpy(output)
+            else:
+                plan.backend.copy(output, out=result[part])
+
+
+def _one_or_all(results: list[Array]) -> Any:
+    if not results:
+        return None
+    return results[0] if len(results) == 1 else results
 
 
 def forward(
     model: Network,
-    x: Array,
+    x: Any,
     *,
     loss: Loss | None = None,
-    target: Array | None = None,
+    target: Any = None,
     weight: Array | None = None,
     batch_size: int | None = None,
     outputs: bool = True,
     on_device: bool = False,
-) -> tuple[Array | None, float]:
+) -> tuple[Any, float]:
     """Outputs and mean loss of all rows, on the device that the weights are on.
 
     With a `loss`, outputs are those that the loss starts from (logits).
 
     Returns
     -------
-    outputs : array or None
-        (n, *out_shape), on the host, or `on_device`.
+    outputs : array, list of array or None
+        (n, *out_shape), on the host, or `on_device`; a list where the model has several.
     loss : float
         NaN where there is none.
     """
     rows, parameters = x.shape[0], model.parameters
     built = without_link(model.built, loss)
     batch = chunk_rows(model, rows, batch_size)
-    result = None
+    results: list[Array] = []
+    empty = parameters.backend.empty if on_device else np.empty
     if outputs and (on_device or not 0 < rows <= batch):
-        empty = parameters.backend.empty if on_device else np.empty
-        result = empty((rows, *built[-1].out_shape), parameters.dtype)
+        results = [empty((rows, *node.out_shape), parameters.dtype) for node in outputs_of(built)]
     if rows == 0:
-        return result, float("nan")
-    spec = None if target is None else (target.shape[1:], np.dtype(str(target.dtype)))
+        return _one_or_all(results), float("nan")
+    spec = [(one.shape[1:], np.dtype(str(one.dtype))) for one in parts(target)]
     key, plan = model.plans.take(built, parameters, batch, loss, spec, weight is not None)
     try:
         bk = plan.backend
@@ -109,18 +119,19 @@ def forward(
             bk.fill(plan.state, 0.0)
             bk.fill(plan.state[S.STEP : S.STEP + 1], 1.0)  # what BAD_STEP is set to
         if rows > batch:
-            _in_chunks(plan, x, target, weight, batch, result)
+            _in_chunks(plan, x, target, weight, batch, results)
         else:
-            output = plan.infer(x, target, weight)
+            plan.infer(x, target, weight)
             if on_device and outputs:
-                bk.copy(output, out=result)
+                for output, result in zip(plan.outputs_of(rows), results, strict=True):
+                    bk.copy(output, out=result)
             elif outputs:
-                result = np.array(bk.to_numpy(output), parameters.dtype)
+                results = [np.array(bk.to_numpy(output), parameters.dtype) for output in plan.outputs_of(rows)]
         if loss is None:
-            return result, float("nan")
+            return _one_or_all(results), float("nan")
         state = plan.read_state()
     finally:
         model.plans.give_back(key, plan)
     if state[S.BAD_STEP] or not state[S.WEIGHT_SUM]:
-        return result, float("nan")
-    return result, float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM])
+        return _one_or_all(results), float("nan")
+    return _one_or_all(results), float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM])

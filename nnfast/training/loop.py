@@ -10,6 +10,8 @@ import numpy as np
 
 from .. import metrics as metrics_module
 from ..backends.base import Backend
+from ..bundles import parts, row_shapes
+from ..joint_loss import shapes_of
 from ..losses import Loss
 from ..network import Network
 from ..optimizers import Optimizer
@@ -37,12 +39,13 @@ def _rates_at_once(steps: int | None, epochs: int) -> int:
     return steps * min(epochs, _MOST_RATES // steps) if steps <= _MOST_RATES else _MOST_RATES
 
 
-def fits_on(backend: Backend, x: np.ndarray, dtype: Any) -> bool:
+def fits_on(backend: Backend, x: Any, dtype: Any) -> bool:
     """Whether the inputs may live on the device as `dtype`."""
-    if backend.xp is np and x.dtype == dtype and x.flags.c_contiguous:
+    arrays = parts(x)
+    if backend.xp is np and all(one.dtype in (dtype, np.int64) and one.flags.c_contiguous for one in arrays):
         return True  # gathered from where they are
     free, _ = backend.memory()
-    return x.size * np.dtype(dtype).itemsize <= _RESIDENT_SHARE * free
+    return sum(one.size for one in arrays) * np.dtype(dtype).itemsize <= _RESIDENT_SHARE * free
 
 
 def fit(
@@ -87,14 +90,17 @@ def fit(
                 raise ValueError("sample_weight needs arrays; yield (x, y, sample_weight) from the iterable")
             if isinstance(class_weight, str):
                 raise ValueError(f"class_weight={class_weight!r} needs arrays; beside an iterable, give a dict")
-            batches = BatchSource(x, loss, class_weight, dtype, held)
-            model.prepare(batches.in_shape, seed, dtype)
+            numbers = (model.number_of_inputs, len(loss.parts))
+            batches = BatchSource(x, loss, class_weight, dtype, held, numbers)
+            model.prepare(batches.in_shapes, seed, dtype)
             batches.expect(model.built)
             source: Source = batches
         else:
-            x, y = _checked_arrays(model, backend, x, y, held)
-            model.prepare(x.shape[1:], seed, dtype)
-            target = loss.targets(y, model.out_shape, dtype)
+            x, y = _checked_arrays(model, backend, x, y, held, len(loss.parts))
+            if metric_list and len(loss.parts) > 1:
+                raise ValueError("metrics are of models with one output; the loss is reported for all of them")
+            model.prepare(row_shapes(x), seed, dtype)
+            target = loss.targets(y, shapes_of(model.out_shapes), dtype)
             if sample_weight is not None:
                 sample_weight = data.sample_weights(sample_weight, None, target, len(y), np.float64)
             if validation_split:
@@ -126,7 +132,7 @@ def fit(
             backend,
             dtype,
             source.batch,
-            target=source.target,
+            targets=source.targets,
             weighted=source.weighted,
             lr_steps=_rates_at_once(source.steps, epochs),
             precision=precision,
@@ -141,19 +147,19 @@ def fit(
         backend.release()
 
 
-def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any, dtype: Any) -> tuple[Any, np.ndarray]:
+def _checked_arrays(model: Network, backend: Backend, x: Any, y: Any, dtype: Any, outputs: int) -> tuple[Any, Any]:
     """Inputs, which stay on a GPU if they are there and the backend is, and targets on the host."""
     if y is None:
         raise TypeError("y is missing; only an iterable of (x, y) batches goes without it")
-    resident = data.on_gpu(x) and backend.xp is not np
-    x = backend.asarray(x) if resident else data.as_array(x, "X")
-    y = data.as_array(y, "y")
-    data.check_inputs(x, model.in_shape if model.is_built else None)
+    x = data.as_inputs(x, model.number_of_inputs, "X", None if backend.xp is np else backend.asarray)
+    y = data.as_targets(y, outputs, "y")
+    data.check_inputs(x, model.in_shapes if model.is_built else None)
     if len(x) != len(y):
         raise ValueError(f"X has {len(x)} rows, y has {len(y)}")
     if len(x) == 0:
         raise data.EmptyDataError("X has no rows: there is nothing to train on")
-    if resident and x.dtype.kind == "f" and not bool(backend.xp.isfinite(x).all()):
-        raise ValueError("X contains NaN or infinity; training needs finite numbers")
-    nodes = model.built if model.is_built else model.nodes(x.shape[1:])
+    for one in parts(x):
+        if not isinstance(one, np.ndarray) and one.dtype.kind == "f" and not bool(backend.xp.isfinite(one).all()):
+            raise ValueError("X contains NaN or infinity; training needs finite numbers")
+    nodes = model.built if model.is_built else model.nodes(row_shapes(x))
     return data.as_kind(x, nodes, "X", dtype), y

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..backends.base import Backend
 from ..errors import CheckpointError
+from ..layers.graph import within
 from ..losses import Loss
 from ..network import Network
 from ..optimizers import Optimizer
@@ -109,6 +110,8 @@ class Position:
         Of the rows done, where metrics want them.
     going_on : list of Callback
         Those of the fit that goes on that have the same states.
+    carried : list of ndarray
+        What layers hand on from step to step.
     """
 
     first: int
@@ -128,6 +131,7 @@ class Position:
     callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     outputs: np.ndarray | None = None
     going_on: list[Callback] = field(default_factory=list)
+    carried: list[np.ndarray] = field(default_factory=list)
 
     def described(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """As JSON and arrays."""
@@ -142,6 +146,7 @@ class Position:
             arrays |= {f"callbacks/{number}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
         if self.outputs is not None:
             arrays["outputs"] = self.outputs
+        arrays |= {f"carried/{number}": array for number, array in enumerate(self.carried)}
         return run, arrays
 
     @classmethod
@@ -182,6 +187,7 @@ class Position:
             history,
             callbacks,
             arrays.get("outputs"),
+            carried=[arrays[f"carried/{k}"] for k in range(sum(name.startswith("carried/") for name in arrays))],
         )
 
     def fit_to(self, size: tuple[int | None, int], callbacks: Sequence[Callback], path: Any) -> None:
@@ -235,7 +241,7 @@ def resume(
         If it is of another model or fit; nothing has changed then.
     """
     path = Path(path)
-    custom = {type(layer).__name__: type(layer) for layer in model.layers} | {type(loss).__name__: type(loss)}
+    custom = {type(layer).__name__: type(layer) for layer in within(model.layers)} | {type(loss).__name__: type(loss)}
     other, run, arrays = checkpoint.load_with_run(type(model), path, custom)
     if run is None:
         raise CheckpointError(f"{path} is a model, not a training that could go on; TrainingCheckpoint writes those")
@@ -245,7 +251,7 @@ def resume(
         raise CheckpointError(f"{path} does not describe a training that can go on: {error}") from error
     ours = [(type(layer).__name__, json.dumps(layer.config(), sort_keys=True)) for layer in model.layers]
     theirs = [(type(layer).__name__, json.dumps(layer.config(), sort_keys=True)) for layer in other.layers]
-    if ours != theirs:
+    if (ours, model.description()) != (theirs, other.description()):
         raise ValueError(f"{path} is of another model: {other!r}, not {model!r}")
     for what, wanted, found in (
         ("loss", position.loss, type(loss).__name__),
@@ -260,7 +266,7 @@ def resume(
         was, now = (device if threads is None else f"{device}, {threads} threads" for device, threads in (there, here))
         message = f"{path} was written on {was}, this is {now}: the training goes on, but not bit for bit the same"
         warnings.warn(message, RuntimeWarning, stacklevel=5)
-    model.build(other.in_shape, dtype=other.dtype, initialise=False)
+    model.build(other.in_shapes, dtype=other.dtype, initialise=False)
     params = model.parameters
     params.move(params.backend, other.dtype, other.precision)
     params.set(other.get_weights())

@@ -170,6 +170,7 @@ class Run:
             slots = {S.ROW: start, S.LOSS_SUM: resumed.loss_sum, S.WEIGHT_SUM: resumed.weight_sum, S.LR: resumed.lr}
             for slot, value in slots.items():
                 engine.set(slot, float(value))
+            engine.plan.set_carried(resumed.carried)
         self._look_next()
         rows = self.source.run_epoch(engine, epoch - 1, self._pause, self.each_step, start, outputs)
         state = engine.read()
@@ -267,6 +268,7 @@ class Run:
             self.history,
             [(type(c).__name__, kept) for c in self.callbacks if (kept := c.state_dict())],
             self.source.kept(rows)[1] if rows and self.metrics else None,
+            carried=engine.plan.carried() if rows else [],
         )
         for saver in due:
             saver.write(self.model, position)

@@ -11,12 +11,14 @@ import numpy as np
 
 from .. import random
 from ..backends.base import Array
-from ..layers.graph import Built
+from ..bundles import parts, row_shapes
+from ..joint_loss import shapes_of
+from ..layers.graph import Built, outputs_of
 from ..losses import Loss
 from . import data
 from .engine import Engine
 
-__all__ = ["ArraySource", "BatchSource", "ResidentSource", "Source", "StreamedSource", "next_chunk"]
+__all__ = ["ArraySource", "BatchSource", "ResidentSource", "Source", "StreamedSource", "next_chunk", "rows_of"]
 
 # Called after some steps with the number of rows done in the epoch; True ends training
 Pause = Callable[[int], bool]
@@ -33,6 +35,11 @@ def next_chunk(chunk: int, seconds: float) -> int:
     return max(1, min(chunk * 4, int(chunk * _PAUSE_SECONDS / max(seconds, 1e-7))))
 
 
+def rows_of(target: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape of one row, and dtype, of the targets of each output."""
+    return [(tuple(one.shape[1:]), one.dtype) for one in parts(target)]
+
+
 class Source(ABC):
     """Batches of one data set.
 
@@ -44,8 +51,8 @@ class Source(ABC):
         Steps in an epoch, where that is known.
     batch : int
         Largest number of rows of a batch.
-    target : tuple of (shape, dtype)
-        One row of targets as the loss takes them.
+    targets : sequence of (shape, dtype)
+        One row of the targets of each output as the loss takes them.
     weighted : bool
         Whether batches come with sample weights.
     at_once : int
@@ -56,7 +63,7 @@ class Source(ABC):
     steps: int | None = None
     at_once = 1
     batch: int
-    target: tuple[tuple[int, ...], Any]
+    targets: list[tuple[tuple[int, ...], Any]]
     weighted = False
 
     def attach(self, engine: Engine, keep_outputs: bool) -> None:
@@ -91,7 +98,7 @@ class ArraySource(Source):
         self.batch = batch
         self.rows = len(target)
         self.steps = -(-self.rows // batch)
-        self.target = (target.shape[1:], target.dtype)
+        self.targets = rows_of(target)
         self.weighted = weight is not None
         self._orders = random.Orders(seed, self.rows) if shuffle else None
 
@@ -111,7 +118,9 @@ class ResidentSource(ArraySource):
     def attach(self, engine: Engine, keep_outputs: bool) -> None:
         super().attach(engine, keep_outputs)
         bk, params = engine.backend, engine.model.parameters
-        arrays: list[Array] = [bk.asarray(self.x, engine.plan.layout.x.dtype), bk.asarray(self.y)]
+        slots = engine.plan.layout.inputs
+        arrays: list[Array] = [bk.asarray(one, slot.dtype) for one, slot in zip(parts(self.x), slots, strict=True)]
+        arrays += [bk.asarray(one) for one in parts(self.y)]
         if self.weight is not None:
             arrays.append(bk.asarray(self.weight, params.dtype))
         assert self.rows is not None
@@ -122,7 +131,7 @@ class ResidentSource(ArraySource):
         results = bk.empty((self.at_once, 3), np.float64)
         self._outputs = None
         if keep_outputs:
-            width = int(np.prod(engine.plan.built[-1].out_shape))
+            width = int(np.prod(outputs_of(engine.plan.built)[0].out_shape))
             self._outputs = bk.empty((self.rows, width), params.activations)
         self._backend = bk
         engine.plan.use_data(tuple(arrays), self._order, self._outputs, results)
@@ -230,7 +239,15 @@ class BatchSource(_FedSource):
     is an iterator, which can be gone through only once.
     """
 
-    def __init__(self, batches: Iterable[Any], loss: Loss, class_weight: Any, dtype: Any, inputs: Any) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        loss: Loss,
+        class_weight: Any,
+        dtype: Any,
+        inputs: Any,
+        numbers: tuple[int, int] = (1, 1),
+    ) -> None:
         self._items, self._loss, self._class_weight, self._dtype = batches, loss, class_weight, dtype
         self._inputs = inputs
         iterator = iter(batches)
@@ -241,8 +258,9 @@ class BatchSource(_FedSource):
         self._rest = iterator if iterator is batches else None
         self.first = first
         x, y, weight = data.unpack_batch(first)
-        self.in_shape = data.as_array(x, "x of a batch").shape[1:]
-        self.batch = len(data.as_array(y, "y of a batch"))
+        self._numbers = numbers
+        self.in_shapes = row_shapes(data.as_inputs(x, numbers[0], "x of a batch"))
+        self.batch = len(data.as_targets(y, numbers[1], "y of a batch"))
         self.weighted = weight is not None or class_weight is not None
         try:
             self.steps = len(batches)  # type: ignore[arg-type]
@@ -251,20 +269,21 @@ class BatchSource(_FedSource):
 
     def expect(self, nodes: Sequence[Built]) -> None:
         """Learn the model's layers, which say what batches must look like and what targets become."""
-        self._nodes, self.in_shape, self.out_shape = nodes, nodes[0].in_shape, nodes[-1].out_shape
+        self._nodes, self._out_shapes = nodes, [node.out_shape for node in outputs_of(nodes)]
         _, y, _ = self._checked(self.first)
-        self.target = (y.shape[1:], y.dtype)
+        self.targets = rows_of(y)
 
     def _checked(self, item: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         x, y, weight = data.unpack_batch(item)
-        x, y = data.as_array(x, "x of a batch"), data.as_array(y, "y of a batch")
-        data.check_inputs(x, self.in_shape, "x of a batch")
+        x = data.as_inputs(x, self._numbers[0], "x of a batch")
+        y = data.as_targets(y, self._numbers[1], "y of a batch")
+        data.check_inputs(x, self.in_shapes, "x of a batch")
         x = data.as_kind(x, self._nodes, "x of a batch", self._inputs)
         if len(x) != len(y):
             raise ValueError(f"a batch has {len(x)} rows of x and {len(y)} of y")
         if len(x) > self.batch:
             raise ValueError(f"a batch has {len(x)} rows; the first one had {self.batch}, no later one may have more")
-        target = self._loss.targets(y, self.out_shape, self._dtype)
+        target = self._loss.targets(y, shapes_of(self._out_shapes), self._dtype)
         weights = data.sample_weights(weight, self._class_weight, target, len(y), self._dtype)
         if self.weighted and weights is None:
             weights = np.ones(len(y), self._dtype)

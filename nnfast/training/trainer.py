@@ -8,12 +8,15 @@ import numpy as np
 
 from .. import devices, losses, optimizers
 from ..backends.base import Backend
+from ..bundles import row_shapes
+from ..joint_loss import JointLoss, shapes_of
 from ..kernels import step_state as S
 from ..layers.base import positive_int
 from ..network import Network
 from ..precision import resolve
 from . import data
 from .engine import Engine
+from .sources import rows_of
 
 __all__ = ["Trainer"]
 
@@ -64,7 +67,7 @@ class Trainer:
         seed: int | None = None,
     ) -> None:
         self.model = model
-        self.loss = losses.get(loss)
+        self.loss = losses.get(loss) if not isinstance(loss, (list, tuple)) else JointLoss(loss)
         self.optimizer = optimizers.get(optimizer)
         self.backend = devices.get_backend(device)
         self.batch_size = None if batch_size is None else positive_int(batch_size, "batch_size")
@@ -81,7 +84,7 @@ class Trainer:
             self.backend,
             self.dtype,
             self.batch_size or len(x),
-            target=(target.shape[1:], target.dtype),
+            targets=rows_of(target),
             weighted=weighted,
             precision=self.precision,
         )
@@ -127,8 +130,9 @@ class Trainer:
         ValueError, TypeError
             If the batch does not fit, or holds NaN or infinity; nothing has changed then.
         """
-        x, y = data.as_array(xb, "xb"), data.as_array(yb, "yb")
-        data.check_inputs(x, self.model.in_shape if self.model.is_built else None, "xb")
+        x = data.as_inputs(xb, self.model.number_of_inputs, "xb")
+        y = data.as_targets(yb, len(self.loss.parts), "yb")
+        data.check_inputs(x, self.model.in_shapes if self.model.is_built else None, "xb")
         if len(x) != len(y):
             raise ValueError(f"xb has {len(x)} rows, yb has {len(y)}")
         if len(x) == 0:
@@ -137,11 +141,11 @@ class Trainer:
             raise ValueError(f"the batch has {len(x)} rows, batch_size is {self.batch_size}")
         if self._engine is not None and (sample_weight is not None) != self._weighted:
             raise ValueError("either every step brings sample_weight, or none")
-        nodes = self.model.built if self.model.is_built else self.model.nodes(x.shape[1:])
+        nodes = self.model.built if self.model.is_built else self.model.nodes(row_shapes(x))
         x = data.as_kind(x, nodes, "xb", self.backend.reduced(self.precision) or self.dtype)
         with self.model.unbuilt_on_error():
-            self.model.prepare(x.shape[1:], self._seed, self.dtype)
-            target = self.loss.targets(y, self.model.out_shape, self.dtype)
+            self.model.prepare(row_shapes(x), self._seed, self.dtype)
+            target = self.loss.targets(y, shapes_of(self.model.out_shapes), self.dtype)
             weight = data.sample_weights(sample_weight, None, target, len(x), self.dtype)
             engine = self._current(x, target, weight is not None)
         engine.plan.feed(x, target, weight)

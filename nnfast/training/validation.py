@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..backends.base import Backend
+from ..bundles import Bundle, parts
+from ..joint_loss import shapes_of
 from ..losses import Hinge, Loss
 from ..network import Network
 from . import data
@@ -30,8 +32,9 @@ class Validation:
         dtype: Any,
         inputs: Any = None,
     ) -> None:
-        x, y = data.as_array(x, "validation X"), data.as_array(y, "validation y")
-        data.check_inputs(x, model.in_shape, "validation X")
+        x = data.as_inputs(x, model.number_of_inputs, "validation X")
+        y = data.as_targets(y, len(loss.parts), "validation y")
+        data.check_inputs(x, model.in_shapes, "validation X")
         if len(x) != len(y):
             raise ValueError(f"validation X has {len(x)} rows, validation y has {len(y)}")
         if len(x) == 0:
@@ -39,14 +42,14 @@ class Validation:
         x = data.as_kind(x, model.built, "validation X", inputs or dtype)
         self.x, self.loss, self.metrics = x, loss, metrics
         self._resident: tuple[Any, ...] | None = None
-        self.target = loss.targets(y, model.out_shape, dtype)
+        self.target = loss.targets(y, shapes_of(model.out_shapes), dtype)
         self.weight = data.sample_weights(weight, None, self.target, len(x), dtype)
 
     def live_on(self, backend: Backend, inputs: Any) -> None:
         """Keep the data on a GPU, so that an evaluation brings only its outputs to the host, and those at its end."""
         if backend.xp is not np:
-            x = backend.asarray(self.x, self.x.dtype if self.x.dtype == np.int64 else inputs)
-            self._resident = (x, *(None if a is None else backend.asarray(a) for a in (self.target, self.weight)))
+            x = _on(backend, self.x, inputs)
+            self._resident = (x, *(None if a is None else _on(backend, a) for a in (self.target, self.weight)))
 
     def evaluate(self, model: Network, batch_size: int | None = None) -> dict[str, float]:
         """Loss and metrics, by name."""
@@ -66,6 +69,12 @@ class Validation:
             outputs = model.parameters.backend.to_numpy(outputs)
             logs |= compute_metrics(self.metrics, self.loss, self.target, outputs, self.weight)
         return logs
+
+
+def _on(backend: Backend, x: Any, dtype: Any = None) -> Any:
+    """An array, or those of a bundle, on a device; numbers as `dtype`, indices as they are."""
+    held = [backend.asarray(one, one.dtype if one.dtype == np.int64 else dtype) for one in parts(x)]
+    return Bundle(held) if isinstance(x, Bundle) else held[0]
 
 
 def compute_metrics(

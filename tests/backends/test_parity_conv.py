@@ -43,9 +43,7 @@ def _arrays(case, dtype):
 def _results(bk, case, dtype, act="gelu"):
     window, x, W, b, dy = _arrays(case, dtype)
     groups = case[-1]
-    out, z, relu, plain, dx, dW, db, dx2, dW2 = (
-        np.full_like(like, np.nan) for like in (dy, dy, dy, dy, x, W, b, x, W)
-    )
+    out, z, relu, plain, dx, dW, db, dx2, dW2 = (np.full_like(like, np.nan) for like in (dy, dy, dy, dy, x, W, b, x, W))
     bk.conv_act(x, W, b, act, window, groups=groups, out=out, saved=z)
     bk.conv_act(x, W, b, "relu", window, groups=groups, out=relu)
     bk.conv(x, W, window, groups=groups, out=plain)

@@ -157,7 +157,7 @@ def test_predictions(contender, reference, able, name, activation):
 
 def test_entries():
     assert set(DEVICES) == {"numpy", "numba", "cuda"}
-    on_cpu = {"numpy", "scikit-learn", "torch", "torch-compile", "jax", "onnxruntime"}
+    on_cpu = {"numpy", "scikit-learn", "torch", "torch-channels-last", "torch-compile", "jax", "onnxruntime"}
     on_gpu = {"torch-cuda", "torch-cuda-compile", "torch-cuda-max-autotune", "torch-cuda-graph", "jax-cuda"}
     assert {name for name, entry in PEERS.items() if not entry.gpu} == on_cpu
     assert {name for name, entry in PEERS.items() if entry.gpu} == on_gpu
@@ -178,6 +178,11 @@ def test_entries():
         ("nnfast-cuda", "mnist-tf32", None),
         ("torch-cuda-graph", "mnist-bf16", None),
         ("jax-cuda", "narrow-1048576-tf32", None),
+        ("numpy", "lstm", "numpy is not used for lstm: it is for dense"),
+        ("torch-compile", "gru", "torch-compile is not used for gru: it is for dense, images, sequences"),
+        ("torch-channels-last", "mnist", "torch-channels-last is not used for mnist: it is for images"),
+        ("torch-channels-last", "depthwise", None),
+        ("jax", "gru", None),
     ],
 )
 def test_what_cannot_be_expressed(name, workload, reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from nnfast.bench.floor import FloorSession, flops, products, steps_of
 from nnfast.bench.measure import Settings, calibrate, measure, slope
 from nnfast.bench.session import Session
 from nnfast.bench.timings import FLOOR
-from nnfast.bench.workloads import find
+from nnfast.bench.workloads import PRESETS, find
 
 from .helpers import QUICK, FaultySession, made_result, small
 
@@ -89,6 +90,21 @@ def test_flops_of_a_last_smaller_batch():
     assert flops(work) == pytest.approx(flops(find("mnist")) * 4000 / (16 * 256))
 
 
+@pytest.mark.parametrize("name", [w.name for w in PRESETS["layers"]])
+def test_the_floor_of_layers(name):
+    work = small(name)
+    session = FloorSession(work, 1)
+    session.prepare()
+    expected = Counter(shape for rows in steps_of(work) for shape in products(work, rows))
+    found: Counter[tuple[int, int, int]] = Counter()
+    for a, b, out in session.calls:
+        assert out.shape == (*a.shape[:-1], b.shape[-1])
+        found[(a.shape[-2], a.shape[-1], b.shape[-1])] += len(a) if a.ndim == 3 else 1
+    assert found == expected
+    assert session.run(2) > 0
+    assert all(np.isfinite(out).all() for _, _, out in session.calls)
+
+
 @pytest.mark.parametrize("name", ["small", "mnist-last-smaller", "mnist-float64", "mnist-predict-65536"])
 def test_the_floor_does_these_products(name):
     work = small(name)
@@ -100,6 +116,26 @@ def test_the_floor_does_these_products(name):
     assert {array.dtype.name for call in session.calls for array in call} == {work.dtype}
     assert session.run(2) > 0
     assert all(np.isfinite(out).all() for _, _, out in session.calls)
+
+
+def test_products_of_layers():
+    conv = [(256 * 784, 9, 32), (256 * 196, 288, 64), (256, 3136, 10)]
+    found = products(find("cnn"), 256)
+    assert found[:3] == conv
+    assert found[3:] == [
+        (3136, 256, 10), (256, 10, 3136), (288, 256 * 196, 64), (256 * 196, 64, 288), (9, 256 * 784, 32)
+    ]  # fmt: skip
+    # The first step has no state, and the inputs need no gradient
+    assert Counter(products(find("lstm"), 128)) == {
+        (128 * 64, 64, 512): 1, (64, 128 * 64, 512): 1, (128, 128, 512): 63, (128, 512, 128): 63,
+        (128, 128 * 63, 512): 1, (128, 128, 10): 2, (128, 10, 128): 1,
+    }  # fmt: skip
+    weights = 256 * 768 + 256 * 256 + 2 * 256 * 1024
+    attention = 2 * 128 * 128 * 32 * 8 * 32
+    assert flops(find("transformer")) == 2 * 3 * (32 * 128 * weights + attention + 32 * 256 * 10)
+    assert products(find("depthwise"), 64)[0] == (64 * 1024, 64, 128)
+    # A block's own input needs no gradient where it comes first, unless a norm is in front
+    assert len(products(find("resnet-block"), 64)) == 3 + 6 - 1
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------

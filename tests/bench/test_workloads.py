@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from nnfast.bench.networks import flat
 from nnfast.bench.workloads import (
     PRESETS,
     WORKLOADS,
@@ -50,6 +51,32 @@ def test_off_table():
     assert [(w.name, w.momentum) for w in work if w.optimizer == "sgd"] == [("mnist-momentum", 0.9)]
     assert [w.name for w in work if w.rows % w.batch] == ["mnist-last-smaller"]
     assert not {w.name for w in work} & {w.name for w in PRESETS["all"]}
+
+
+def test_layers():
+    layouts = {w.name: (w.layout, w.batch) for w in PRESETS["layers"]}
+    assert layouts == {
+        "cnn": (
+            "28x28x1, conv 32 3x3 relu, 2x2 max pooling, conv 64 3x3 relu, 2x2 max pooling, flatten, dense 10", 256
+        ),
+        "lstm": ("64x64, lstm 128, dense 10", 128),
+        "gru": ("64x64, gru 128, dense 10", 128),
+        "transformer": (
+            "128x256, transformer block with 8 heads and 1024 gelu, global average pooling, dense 10", 32
+        ),
+        "resnet-block": (
+            "32x32x64, [conv 64 3x3, batch norm, relu, conv 64 3x3, batch norm] + x, relu, global average pooling, "
+            "dense 10", 64,
+        ),
+        "depthwise": ("32x32x64, depthwise conv 3x3 relu, conv 128 1x1 relu, global average pooling, dense 10", 64),
+    }  # fmt: skip
+    assert all((w.optimizer, w.dtype, w.loss) == ("adam", "float32", "cross_entropy") for w in PRESETS["layers"])
+    assert find("cnn").describe() == f"cnn, {layouts['cnn'][0]}, cross_entropy, adam, batches of 256, float32"
+
+
+def test_a_network_has_its_own_sizes():
+    with pytest.raises(ValueError, match=r"workload 'cnn': sizes must be the network's.*\(784, 10\), got \(784, 5\)"):
+        replace(find("cnn"), sizes=(784, 5))
 
 
 def test_names_and_memory():
@@ -99,7 +126,7 @@ def test_steps():
 def test_data_and_weights(name):
     w = replace(find(name).scaled())
     X, y = make_data(w)
-    assert X.shape == (w.rows, w.sizes[0])
+    assert X.shape == (w.rows, *w.in_shape)
     assert X.dtype == w.dtype
     assert y.shape == ((w.rows,) if w.loss == "cross_entropy" else (w.rows, w.sizes[-1]))
     if w.loss == "cross_entropy":
@@ -107,6 +134,10 @@ def test_data_and_weights(name):
     for a, b in zip(make_data(w), (X, y), strict=True):
         np.testing.assert_array_equal(a, b)
     weights = initial_weights(w)
+    if w.network is not None:
+        arrays = flat(weights)
+        assert all(array.dtype == w.dtype and np.ptp(array) > 0 for array in arrays)
+        return
     assert [(W.shape, b.shape) for W, b in weights] == [((m, n), (n,)) for m, n in w.layers]
     assert all(array.dtype == w.dtype and np.ptp(array) > 0 for layer in weights for array in layer if array.size > 1)
     if w.predict:

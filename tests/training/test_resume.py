@@ -370,3 +370,36 @@ def test_killed_at_any_moment(how: str, at: int, tmp_path: Path) -> None:
     new = (how, at) in (("fsync before", 2), ("fsync after", 2), ("replace after", 1))
     assert step == (8 if new else 4)
     assert "run" in checkpoint.read(path)[0]
+
+
+def test_states_that_steps_hand_on(backend: Backend, tmp_path: Path) -> None:
+    """Truncated backpropagation through time, cut off in the middle of an epoch, with layers within a block."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((24, 5, 3)), rng.integers(0, 3, 24)
+
+    def model() -> nf.Sequential:
+        return nf.Sequential([nf.Chain([nf.GRU(4, stateful=True)]), nf.Dense(3)])
+
+    arguments: dict[str, Any] = {
+        "loss": "cross_entropy", "batch_size": 4, "epochs": 2, "shuffle": False,
+        "device": backend, "seed": 0, "verbose": 0,
+    }  # fmt: skip
+    path = tmp_path / "t.safetensors"
+    whole = model()
+    saver = nf.TrainingCheckpoint(path, every_steps=4)
+
+    class Cut(nf.Callback):
+        def on_step_end(self, step: int, logs: dict[str, float]) -> None:
+            if step == 5:
+                raise KeyError("cut off")
+
+    with pytest.raises(KeyError):
+        model().fit(X, y, callbacks=[saver, Cut()], **arguments)
+    history = whole.fit(X, y, **arguments)
+    again = model()
+    found = again.fit(X, y, resume=path, **arguments)
+    np.testing.assert_array_equal(again.get_flat_weights(), whole.get_flat_weights())
+    assert list(found["loss"]) == list(history["loss"])
+    unlike = nf.Sequential([nf.GRU(4), nf.Dense(3)])
+    unlike.fit(X, y, **arguments)
+    assert unlike.get_flat_weights().tolist() != whole.get_flat_weights().tolist()
