@@ -88,7 +88,9 @@ def module_of(network: Network, weights: list[Any], dtype: torch.dtype, channels
         Whether images are in memory as (rows, height, width, channels), which is how they are passed then;
         otherwise they are passed as (rows, channels, height, width).
     """
-    builder = _Builder(network.kind == "images", channels_last)
+    images = network.kind == "images"
+    channels_last = channels_last and images
+    builder = _Builder(images, channels_last)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

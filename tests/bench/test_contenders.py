@@ -74,6 +74,17 @@ def test_losses(contender, reference, able, name):
     assert abs(expected[-1] / expected[0] - 1) > 1e-3, "a contender that does not train must not pass"
 
 
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_what_is_compiled(reference, monkeypatch, name):
+    """Without the compiler, which takes long."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    work = small(name)
+    assert ENTRIES["torch-compile"].unable(work) is None
+    found = Probe("torch-compile").losses(work, 4)
+    np.testing.assert_allclose(found, reference.call("losses", work, 4), rtol=2e-6)
+
+
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_peers_in_bfloat16_round_and_train(reference, name):
     """As they do it on a GPU, which only these workloads are for."""
