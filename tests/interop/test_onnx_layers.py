@@ -178,6 +178,12 @@ def test_states_that_last_have_no_counterpart(tmp_path: Path, layer: Any) -> Non
         model.export_onnx(tmp_path / "m.onnx")
 
 
+def test_preprocessing_makes_no_indices(tmp_path: Path) -> None:
+    model = nf.Sequential([nf.Embedding(5, 2)]).build(3)
+    with pytest.raises(ValueError, match="preprocessing gives numbers, but the model takes indices"):
+        model.export_onnx(tmp_path / "m.onnx", preprocessing=object())
+
+
 def test_probabilities_of_an_image_model(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((20, 4, 4, 1)).astype(np.float32), rng.integers(0, 3, 20)
