@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import activations
-from ..backends import formulas
 from ..layers import Activation, BatchNorm, Dense, Flatten, Layer, LayerNorm
 from ..layers.convolution import ConvolutionLayer
 from ..layers.graph import build_chain
 from ..model import Sequential
+from .onnx_import_activations import ELEMENTWISE, POINTS, recognised, single
 from .onnx_import_spatial import begins_with_images, is_spatial, order_of_flattened, spatial_layer, transposed
 
 __all__ = ["chain_of"]
-
-# How closely a composition must follow an activation to be it, on points from -8 to 8
-_CLOSE = 2e-6
-_POINTS = np.linspace(-8.0, 8.0, 161)
-
-
-def _formula(name: str) -> Callable[..., Any]:
-    def value(z: np.ndarray, alpha: float = activations.get(name).alpha) -> Any:
-        return formulas.ACTIVATIONS[name][0](np, z, alpha)
-
-    return value
-
-
-# Elementwise operators that activations are, or are composed of: on float64 arrays, with the node's attributes
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: a / b,
-    "Pow": lambda a, b: a**b,
-    "Neg": lambda a: -a,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Sqrt": np.sqrt,
-    "Abs": np.abs,
-    "Erf": lambda a: formulas.erf(np, a),
-    "Min": np.minimum,
-    "Max": np.maximum,
-    "Clip": lambda a, low=None, high=None: np.clip(a, low, high),
-    "HardSigmoid": lambda a, alpha=0.2, beta=0.5: np.clip(alpha * a + beta, 0, 1),
-    "Elu": lambda a, alpha=1.0: _formula("elu")(a, alpha),
-    "LeakyRelu": lambda a, alpha=0.01: _formula("leaky_relu")(a, alpha),
-    "Selu": lambda a, alpha=formulas.SELU_ALPHA, gamma=formulas.SELU_SCALE: (
-        gamma * np.where(a > 0, a, alpha * np.expm1(a))
-    ),
-    "Gelu": lambda a, approximate=b"none": _formula("gelu_tanh" if approximate == b"tanh" else "gelu")(a),
-    "Relu": _formula("relu"),
-    "Tanh": _formula("tanh"),
-    "Sigmoid": _formula("sigmoid"),
-    "Softplus": _formula("softplus"),
-    "Softsign": _formula("softsign"),
-    "HardSwish": _formula("hard_swish"),
-    "Mish": _formula("mish"),
-    "Identity": lambda a: a,
-    "Cast": lambda a, to=1: a,
-}
 
 
 @dataclass
@@ -176,13 +129,13 @@ def chain_of(model: Any) -> Sequential:
 # ---- elementwise parts -------------------------------------------------------------------------------------------
 def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
     """Take the shortest run of elementwise nodes with numbers that is an activation; whether there was one."""
-    values: dict[str, np.ndarray] = {chain.at: _POINTS}
+    values: dict[str, np.ndarray] = {chain.at: POINTS}
     used: set[int] = set()
     for node in chain.nodes:  # in the order of the computation
         if not any(name in values for name in node.input):
             continue
-        function = _ELEMENTWISE.get(node.op_type)
-        operands = [values[n] if n in values else _single(chain.constants.get(n)) for n in node.input if n]
+        function = ELEMENTWISE.get(node.op_type)
+        operands = [values[n] if n in values else single(chain.constants.get(n)) for n in node.input if n]
         if function is None or any(operand is None for operand in operands):
             continue
         with np.errstate(all="ignore"):
@@ -192,37 +145,13 @@ def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
         open_ends = [v for v in values if v != node.output[0] and any(id(u) not in used for u in chain.users(v))]
         if open_ends or (chain.end in values and chain.end != node.output[0]):
             continue
-        found = _recognised(values[node.output[0]])
+        found = recognised(values[node.output[0]])
         if found is not None:
             if found.name != "identity":
                 _append(read, found)
             chain.at = node.output[0]
             return True
     return False
-
-
-def _single(constant: np.ndarray | None) -> np.ndarray | None:
-    """A constant of one number, in float64."""
-    return None if constant is None or constant.size != 1 else constant.reshape(()).astype(np.float64)
-
-
-def _recognised(values: np.ndarray) -> activations.Activation | None:
-    """The activation with these values at the points."""
-    for activation in _candidates(values):
-        expected = formulas.ACTIVATIONS[activation.name][0](np, _POINTS, activation.alpha)
-        if np.shape(values) == _POINTS.shape and np.allclose(values, expected, rtol=_CLOSE, atol=_CLOSE):
-            return activation
-    return None
-
-
-def _candidates(values: np.ndarray) -> list[activations.Activation]:
-    found = [activations.get(name) for name in activations.names() if name != "softmax"]
-    left = float(np.ravel(values)[0])
-    for name, alpha in (("leaky_relu", left / _POINTS[0]), ("elu", left / np.expm1(_POINTS[0]))):
-        if np.isfinite(alpha) and alpha > 0:
-            # Written as a float32: the shortest number that reads back as it
-            found.append(activations.get(f"{name}({float(str(np.float32(alpha)))!r})"))
-    return found
 
 
 def _append(read: _Read, activation: activations.Activation) -> None:
