@@ -109,7 +109,7 @@ def _layers(g: Graph, model: Network, x: str) -> str:
             built,
             [values[i] if i >= 0 else x for i in built.inputs],
             weights.get(model.built[built.owner].name, {}),
-            [masks.get(model.built[i].out_mask) if i >= 0 else None for i in built.inputs],
+            [masks.get(source) for source in built.masks],
         )
         try:
             values.append(EMITTERS[kind](node))

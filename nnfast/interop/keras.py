@@ -130,7 +130,7 @@ def _with_names(group: Any, layer: str) -> list[ForeignLayer]:
     for name in map(_text, group.attrs.get("weight_names", ())):
         *parts, last = name.partition(":")[0].split("/")
         # Parts of a layer, such as a cell, follow the layer's name
-        depth = next((k for k, part in enumerate(parts) if is_part(part)), len(parts))
+        depth = next((k for k, part in enumerate(parts) if k and is_part(part)), len(parts))
         owner, inner = parts[:depth], parts[depth:]
         own = found.setdefault("/".join(owner) or layer, {})
         own["/".join([*inner, last])] = np.asarray(group[name])

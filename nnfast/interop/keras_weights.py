@@ -105,7 +105,7 @@ def read(built: Built, arrays: Mapping[str, np.ndarray], kind: str = "") -> Arra
     """
     layer = built.layer
     if kind in KINDS and type(layer) not in KINDS[kind]:
-        raise ValueError(f"it is a {kind}, which is no {type(layer).__name__}")
+        raise ValueError(f"of the kind {kind}, not a {type(layer).__name__}")
     found: Arrays = {}
     for name, array in arrays.items():
         *parts, last = name.split("/")

@@ -19,7 +19,8 @@ def load(path: str | os.PathLike[str]) -> Sequential:
     """A model from an ONNX file whose graph is a chain of layers that nnfast has.
 
     Activations that the file composes of several nodes, such as GELU, are recognised by what they compute. Linear maps
-    of single features (a product with a vector, a sum) become a BatchNorm.
+    of single features (a product with a vector, a sum) become a BatchNorm. Convolutions and pooling are read, too:
+    images have their channels first in ONNX, but last in the model's inputs and outputs.
 
     Parameters
     ----------

@@ -2,73 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import activations
-from ..backends import formulas
 from ..layers import Activation, BatchNorm, Dense, Flatten, Layer, LayerNorm
+from ..layers.convolution import ConvolutionLayer
+from ..layers.graph import build_chain
 from ..model import Sequential
+from .onnx_import_activations import ELEMENTWISE, POINTS, recognised, single
+from .onnx_import_spatial import begins_with_images, is_spatial, order_of_flattened, spatial_layer, transposed
 
 __all__ = ["chain_of"]
-
-# How closely a composition must follow an activation to be it, on points from -8 to 8
-_CLOSE = 2e-6
-_POINTS = np.linspace(-8.0, 8.0, 161)
-
-
-def _formula(name: str) -> Callable[..., Any]:
-    def value(z: np.ndarray, alpha: float = activations.get(name).alpha) -> Any:
-        return formulas.ACTIVATIONS[name][0](np, z, alpha)
-
-    return value
-
-
-# Elementwise operators that activations are, or are composed of: on float64 arrays, with the node's attributes
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: a / b,
-    "Pow": lambda a, b: a**b,
-    "Neg": lambda a: -a,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Sqrt": np.sqrt,
-    "Abs": np.abs,
-    "Erf": lambda a: formulas.erf(np, a),
-    "Min": np.minimum,
-    "Max": np.maximum,
-    "Clip": lambda a, low=None, high=None: np.clip(a, low, high),
-    "HardSigmoid": lambda a, alpha=0.2, beta=0.5: np.clip(alpha * a + beta, 0, 1),
-    "Elu": lambda a, alpha=1.0: _formula("elu")(a, alpha),
-    "LeakyRelu": lambda a, alpha=0.01: _formula("leaky_relu")(a, alpha),
-    "Selu": lambda a, alpha=formulas.SELU_ALPHA, gamma=formulas.SELU_SCALE: (
-        gamma * np.where(a > 0, a, alpha * np.expm1(a))
-    ),
-    "Gelu": lambda a, approximate=b"none": _formula("gelu_tanh" if approximate == b"tanh" else "gelu")(a),
-    "Relu": _formula("relu"),
-    "Tanh": _formula("tanh"),
-    "Sigmoid": _formula("sigmoid"),
-    "Softplus": _formula("softplus"),
-    "Softsign": _formula("softsign"),
-    "HardSwish": _formula("hard_swish"),
-    "Mish": _formula("mish"),
-    "Identity": lambda a: a,
-    "Cast": lambda a, to=1: a,
-}
 
 
 @dataclass
 class _Read:
-    """Layers so far, their weights by layer, and the features of a row."""
+    """Layers so far, their weights by layer, and the features of a row.
+
+    `in_shape` is that of the model's rows. `first`: the current value is of images with their channels first. `order`:
+    it is a row of features that such an image was flattened to. `pooled`: it still has axes of one pixel.
+    """
 
     layers: list[Layer]
     weights: list[dict[str, np.ndarray]]
     width: int | None = None
+    in_shape: tuple[int, ...] | None = None
+    first: bool = False
+    order: np.ndarray | None = None
+    pooled: bool = False
 
     def add(self, layer: Layer, **weights: np.ndarray) -> None:
         self.layers.append(layer)
@@ -128,8 +92,11 @@ def chain_of(model: Any) -> Sequential:
         If it describes none.
     """
     chain, read = _Chain(model), _Read([], [])
+    read.first = begins_with_images(chain.nodes)
+    if read.first and chain.in_shape is not None:
+        chain.in_shape = (*chain.in_shape[1:], chain.in_shape[0])
     if chain.in_shape is not None:
-        read.width = chain.in_shape[-1]
+        read.in_shape, read.width = chain.in_shape, chain.in_shape[-1]
     while chain.at != chain.end:
         users = chain.users(chain.at)
         if not users:
@@ -162,13 +129,13 @@ def chain_of(model: Any) -> Sequential:
 # ---- elementwise parts -------------------------------------------------------------------------------------------
 def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
     """Take the shortest run of elementwise nodes with numbers that is an activation; whether there was one."""
-    values: dict[str, np.ndarray] = {chain.at: _POINTS}
+    values: dict[str, np.ndarray] = {chain.at: POINTS}
     used: set[int] = set()
     for node in chain.nodes:  # in the order of the computation
         if not any(name in values for name in node.input):
             continue
-        function = _ELEMENTWISE.get(node.op_type)
-        operands = [values[n] if n in values else _single(chain.constants.get(n)) for n in node.input if n]
+        function = ELEMENTWISE.get(node.op_type)
+        operands = [values[n] if n in values else single(chain.constants.get(n)) for n in node.input if n]
         if function is None or any(operand is None for operand in operands):
             continue
         with np.errstate(all="ignore"):
@@ -178,7 +145,7 @@ def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
         open_ends = [v for v in values if v != node.output[0] and any(id(u) not in used for u in chain.users(v))]
         if open_ends or (chain.end in values and chain.end != node.output[0]):
             continue
-        found = _recognised(values[node.output[0]])
+        found = recognised(values[node.output[0]])
         if found is not None:
             if found.name != "identity":
                 _append(read, found)
@@ -187,35 +154,11 @@ def _elementwise(chain: _Chain, read: _Read, users: list[Any]) -> bool:
     return False
 
 
-def _single(constant: np.ndarray | None) -> np.ndarray | None:
-    """A constant of one number, in float64."""
-    return None if constant is None or constant.size != 1 else constant.reshape(()).astype(np.float64)
-
-
-def _recognised(values: np.ndarray) -> activations.Activation | None:
-    """The activation with these values at the points."""
-    for activation in _candidates(values):
-        expected = formulas.ACTIVATIONS[activation.name][0](np, _POINTS, activation.alpha)
-        if np.shape(values) == _POINTS.shape and np.allclose(values, expected, rtol=_CLOSE, atol=_CLOSE):
-            return activation
-    return None
-
-
-def _candidates(values: np.ndarray) -> list[activations.Activation]:
-    found = [activations.get(name) for name in activations.names() if name != "softmax"]
-    left = float(np.ravel(values)[0])
-    for name, alpha in (("leaky_relu", left / _POINTS[0]), ("elu", left / np.expm1(_POINTS[0]))):
-        if np.isfinite(alpha) and alpha > 0:
-            # Written as a float32: the shortest number that reads back as it
-            found.append(activations.get(f"{name}({float(str(np.float32(alpha)))!r})"))
-    return found
-
-
 def _append(read: _Read, activation: activations.Activation) -> None:
     """As a layer, or as part of the dense layer before it."""
-    last = read.layers[-1] if read.layers else None
-    if isinstance(last, Dense) and last.activation.name == "identity":
-        read.layers[-1] = Dense(last.units, activation, bias=last.bias)
+    last: Any = read.layers[-1] if read.layers else None
+    if isinstance(last, (Dense, ConvolutionLayer)) and last.activation.name == "identity":
+        read.layers[-1] = type(last)(**(last.config() | {"activation": str(activation)}))
     else:
         read.add(Activation(activation))
 
@@ -223,6 +166,8 @@ def _append(read: _Read, activation: activations.Activation) -> None:
 # ---- nodes with weights ------------------------------------------------------------------------------------------
 def _node(chain: _Chain, read: _Read, node: Any) -> None:
     attributes = chain.attributes[id(node)]
+    if _of_images(chain, read, node, attributes):
+        return
     match node.op_type:
         case "Gemm":
             _gemm(chain, read, node, attributes)
@@ -249,7 +194,7 @@ def _node(chain: _Chain, read: _Read, node: Any) -> None:
                 gamma=gamma,
                 beta=np.zeros_like(gamma) if beta is None else beta,
             )
-        case "BatchNormalization" if _rank(chain, read) == 2:
+        case "BatchNormalization" if read.first or _rank(chain, read) == 2:
             arrays = [chain.operand(node, i) for i in range(1, 5)]
             if any(a is None for a in arrays):
                 raise _refused(node, "its statistics are not constants")
@@ -260,6 +205,54 @@ def _node(chain: _Chain, read: _Read, node: Any) -> None:
             pass  # of inference
         case _:
             raise _refused(node, "nnfast has no such layer")
+
+
+def _of_images(chain: _Chain, read: _Read, node: Any, attributes: dict[str, Any]) -> bool:
+    """Take a node that has to do with images; whether it is one."""
+    flat = node.op_type == "Flatten" or (node.op_type == "Reshape" and _flattens(chain.operand(node, 1)))
+    if read.pooled:
+        if not flat and node.op_type != "Squeeze":
+            raise _refused(node, "after global pooling only what makes rows of numbers is read")
+        read.pooled = False
+        return True
+    if read.order is not None and node.op_type not in ("Gemm", "MatMul", "Dropout"):
+        raise _refused(node, "after an image is flattened with its channels first only a dense layer is read")
+    if node.op_type == "Transpose":
+        first = transposed(attributes.get("perm"), read.first)
+        if first is None:
+            raise _refused(node, "only channels can be brought to the front, and back")
+        read.first = first
+        return True
+    if is_spatial(node.op_type):
+        if not read.first or read.in_shape is None:
+            raise _refused(node, "the size of the images is not known, or their channels are not first")
+        constants = [chain.operand(node, place) for place in range(1, len(node.input))]
+        try:
+            layer, weights = spatial_layer(node.op_type, attributes, constants, len(read.in_shape) - 1)
+        except ValueError as error:
+            raise _refused(node, str(error)) from None
+        read.add(layer, **weights)
+        if node.op_type.startswith("Global"):
+            read.first, read.pooled, read.width = False, True, _shape(read)[-1]
+        return True
+    if not read.first:
+        return False
+    if flat:
+        read.order, read.first = order_of_flattened(_shape(read)), False
+        read.add(Flatten())
+    elif node.op_type == "Softmax" and attributes.get("axis", -1) == 1:
+        _append(read, activations.get("softmax"))
+    elif node.op_type in ("BatchNormalization", "Dropout"):
+        return False
+    else:
+        raise _refused(node, "nnfast has no such layer of images with their channels first")
+    return True
+
+
+def _shape(read: _Read) -> tuple[int, ...]:
+    """Shape of a row of the current value, as nnfast has it."""
+    assert read.in_shape is not None
+    return build_chain(read.layers, read.in_shape)[-1].out_shape if read.layers else read.in_shape
 
 
 def _rank(chain: _Chain, read: _Read) -> int:
@@ -286,6 +279,9 @@ def _gemm(chain: _Chain, read: _Read, node: Any, attributes: dict[str, Any]) -> 
 
 
 def _dense(read: _Read, W: np.ndarray, b: np.ndarray | None) -> None:
+    if read.order is not None:
+        theirs, W = W, np.empty_like(W)
+        W[read.order], read.order = theirs, None
     own = {"W": W} if b is None else {"W": W, "b": b}
     read.add(Dense(W.shape[1], bias=b is not None), **own)
     read.width = W.shape[1]

@@ -141,15 +141,15 @@ def to_module(model: Network) -> nn.Module:
         recurrent layer or attention with masked steps.
     """
     for node in model.built:
-        if why := _beyond(model, node):
+        if why := _beyond(node):
             raise ValueError(f"layer {node.index} ({node.name}): {type(node.layer).__name__} {why}")
     return _module(model)
 
 
-def _beyond(model: Network, node: Built) -> str:
+def _beyond(node: Built) -> str:
     """What a layer does that its module does not."""
-    masks = [model.built[i].out_mask for i in node.inputs if i >= 0]
-    if isinstance(node.layer, (Recurrent, Bidirectional, AttentionLayer)) and any(m is not None for m in masks):
+    masked = any(mask is not None for mask in node.masks)
+    if isinstance(node.layer, (Recurrent, Bidirectional, AttentionLayer)) and masked:
         return "has masked steps, which have no counterpart in PyTorch"
     inner = node.layer.layer if isinstance(node.layer, Bidirectional) else node.layer
     return "with stateful=True has no counterpart in PyTorch" if getattr(inner, "stateful", False) else ""

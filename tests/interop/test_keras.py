@@ -107,8 +107,8 @@ def test_each_format(tmp_path: Path, name: str, writer: Any, built: bool, dtype:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5", ".h5"])
 def test_outputs_are_those_of_keras(tmp_path: Path, ending: str) -> None:
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    pytest.importorskip("jax")
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # it computes without compiling first
+    pytest.importorskip("torch")
     keras = pytest.importorskip("keras")
     own = keras.layers
     theirs = keras.Sequential(
@@ -128,7 +128,7 @@ def test_outputs_are_those_of_keras(tmp_path: Path, ending: str) -> None:
     model = network()
     interop.load_weights(model, path)
     x = rng.standard_normal((11, 4)).astype(np.float32)
-    expected = np.asarray(theirs(x, training=False))
+    expected = keras.ops.convert_to_numpy(theirs(x, training=False))
     np.testing.assert_allclose(model.predict(x, device="numpy"), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -212,7 +212,7 @@ def test_a_reshape_of_rows(tmp_path: Path, shape: list[int]) -> None:
 @pytest.mark.parametrize(
     ("nodes", "constants", "message"),
     [
-        ([node("Conv", "x W", "y")], {"W": np.ones((1, 4, 1), "f")}, r"node 'the_Conv_to_y' \(Conv\): nnfast has no"),
+        ([node("Conv", "x W", "y")], {"W": np.ones((1, 4, 1), "f")}, r"node 'the_Conv_to_y' \(Conv\): there are"),
         (
             [node("Gemm", "x W", "a"), node("Gemm", "x W", "b"), node("Add", "a b", "y")], {"W": W},
             r"not a chain of layers",

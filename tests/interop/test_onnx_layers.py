@@ -178,6 +178,12 @@ def test_states_that_last_have_no_counterpart(tmp_path: Path, layer: Any) -> Non
         model.export_onnx(tmp_path / "m.onnx")
 
 
+def test_preprocessing_makes_no_indices(tmp_path: Path) -> None:
+    model = nf.Sequential([nf.Embedding(5, 2)]).build(3)
+    with pytest.raises(ValueError, match="preprocessing gives numbers, but the model takes indices"):
+        model.export_onnx(tmp_path / "m.onnx", preprocessing=object())
+
+
 def test_probabilities_of_an_image_model(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((20, 4, 4, 1)).astype(np.float32), rng.integers(0, 3, 20)
@@ -185,3 +191,78 @@ def test_probabilities_of_an_image_model(tmp_path: Path) -> None:
     model.fit(X, y, loss="cross_entropy", epochs=1, device="numpy", verbose=0, seed=0)
     model.export_onnx(tmp_path / "m.onnx", probabilities=True)
     np.testing.assert_allclose(computed(tmp_path / "m.onnx", X), model.predict_proba(X), **CLOSE)
+
+
+# ---- in --------------------------------------------------------------------------------------------------
+CHAINS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
+    "flattened": (
+        [nf.Conv2D(4, (3, 2), "gelu", stride=(2, 1), padding="same", groups=2), nf.BatchNorm(), nf.Activation("relu"),
+         nf.MaxPool2D(2, 1), nf.Conv2DTranspose(3, 3, stride=2, padding=1, output_padding=1, bias=False),
+         nf.AvgPool2D(2, padding=1, count_padding=True), nf.Flatten(), nf.Dense(3)],
+        (7, 6, 2),
+    ),
+    "pooled": ([nf.Conv1D(4, 3, dilation=2, padding="causal"), nf.GlobalMaxPool1D(), nf.Dense(2)], (8, 3)),
+    "images": ([nf.MaxPool1D(2), nf.Conv1D(3, 2, "softmax")], (8, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_come_back(tmp_path: Path, name: str) -> None:
+    chain, shape = CHAINS[name]
+    model = randomised(nf.Sequential(chain).build(shape, seed=0))
+    model.export_onnx(tmp_path / "m.onnx")
+    again = nf.interop.onnx.load(tmp_path / "m.onnx")
+    assert (again.in_shape, again.out_shape) == (model.in_shape, model.out_shape)
+    x = inputs(model, 4)
+    np.testing.assert_allclose(again.predict(x, device="numpy"), model.predict(x, device="numpy"), **CLOSE)
+
+
+def channels_first(path: Path, *nodes: Any, constants: dict[str, Any]) -> Path:
+    """A file as others write it: images with their channels first go in and are flattened so."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    made = helper.make_graph(
+        list(nodes), "g", [helper.make_tensor_value_info("x", kind, ["n", 2, 5, 4])],
+        [helper.make_tensor_value_info("y", kind, ["n", "k"])],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def node(op: str, given: str, out: str, **attributes: Any) -> Any:
+    return onnx.helper.make_node(op, given.split(), [out], name=f"the_{op}", **attributes)
+
+
+RNG = np.random.default_rng(3)
+KERNEL, ROWS = RNG.standard_normal((3, 2, 2, 3)).astype("f"), RNG.standard_normal((24, 4)).astype("f")
+
+
+def test_a_net_with_channels_first(tmp_path: Path) -> None:
+    path = channels_first(
+        tmp_path / "m.onnx", node("Conv", "x W", "a"), node("Tanh", "a", "b"), node("Flatten", "b", "c"),
+        node("Relu", "c", "d"), node("Gemm", "d V", "y"), constants={"W": KERNEL, "V": ROWS},
+    )  # fmt: skip
+    model = nf.interop.onnx.load(path)
+    assert model.in_shape == (5, 4, 2)
+    assert [type(layer) for layer in model.layers] == [nf.Conv2D, nf.Flatten, nf.Activation, nf.Dense]
+    x = inputs(model, 4)
+    theirs = computed(path, np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    np.testing.assert_allclose(model.predict(x, device="numpy"), theirs, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([node("Conv", "x W", "y", auto_pad="SAME_UPPER")], r"'the_Conv' \(Conv\): only padding that is written out"),
+        ([node("MaxPool", "x", "y", kernel_shape=[2, 2], ceil_mode=1)], r"the_MaxPool.*rounded down"),
+        ([node("Conv", "x W", "a"), node("Transpose", "a", "y", perm=[0, 1, 3, 2])], r"the_Transpose.*brought to the"),
+        ([node("Conv", "x W", "a"), node("MatMul", "a M", "y")], r"the_MatMul.*no such layer of images"),
+        ([node("GlobalMaxPool", "x", "a"), node("Conv", "a W", "y")], r"the_Conv.*after global pooling"),
+        ([node("Conv", "x W", "a"), node("Flatten", "a", "b"), node("Softmax", "b", "y")], r"the_Softmax.*only a"),
+    ],
+)  # fmt: skip
+def test_image_nets_that_are_not_read(tmp_path: Path, nodes: list[Any], message: str) -> None:
+    kernel = KERNEL[..., :1, :1] if nodes[0].op_type == "GlobalMaxPool" else KERNEL
+    constants = {"W": kernel, "M": np.ones((2, 2), "f")}
+    with pytest.raises(ValueError, match=message):
+        nf.interop.onnx.load(channels_first(tmp_path / "m.onnx", *nodes, constants=constants))

@@ -287,5 +287,8 @@ def test_weights_of_another_layer() -> None:
         ValueError, match=r"'0' of the state dict does not fit layer conv2d.*W has shape \(3, 3, 3, 4\)"
     ):
         interop.load_state_dict(model, nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict())
+    gru = nf.Sequential([nf.GRU(2, reset_after=False)]).build((5, 3))
+    with pytest.raises(ValueError, match=r"'' of the state dict does not fit layer gru.*: PyTorch's GRU resets after"):
+        interop.load_state_dict(gru, nn.GRU(3, 2).state_dict())
     with pytest.raises(nf.NotBuiltError):
         interop.load_state_dict(nf.Sequential([nf.Conv2D(4, 3), nf.Flatten(), nf.Dense(2)]), image_net().state_dict())
