@@ -42,7 +42,8 @@ class Backend(SpatialOperations, RecurrentOperations, AttentionOperations, ABC):
     fused : bool
         Whether fused kernels are used; ``False`` forces the composed defaults.
     working_bytes : int
-        Memory that the backend itself takes for a training, about.
+        Memory that the backend itself takes for any training, about. What depends on the model is not counted: on CUDA
+        a training of recurrent layers takes up to 4 arrays of ``n * steps * units`` more, those of its largest one.
     fetch_bytes : int or None
         Size of a prediction's inputs from which on :meth:`fetch` pays; None where it never does.
     """

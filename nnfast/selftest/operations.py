@@ -166,10 +166,13 @@ class Operations:
             self._call("take_batch", x, order, state, out=batch)
             self.outs[f"store_batch {width}"] = self.bk.zeros((n, width), np.uint8)
             self._call("store_batch", batch, state, out=self.outs[f"store_batch {width}"])
+            wide = self.bk.asarray(self.rng.integers(0, 256, (n, 2 * width)).astype(np.uint8))
+            self.outs[f"copy_columns {width}"] = whole = self.bk.zeros((n, 3 * width), np.uint8)
+            self._call("copy_columns", wide[:, width:], out=whole[:, width : 2 * width])
         x = self._data(n, m)
         self._call("take_rows", x, order, out=self._out("take_rows", n, m))
         many = self.bk.asarray(self.rng.integers(0, 7, n))
-        self._call("add_at_rows", self._data(n, m, full=True), many, out=self._out("add_at_rows", 7, m, full=True))
+        self._call("add_at_rows", self._data(n, m), many, out=self._out("add_at_rows", 7, m, full=True))
 
     def _losses(self) -> None:
         n, m = self.shape

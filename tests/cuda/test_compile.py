@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,13 @@ from tests.cuda.nvrtc import ARCHITECTURES, compile_file, unavailable
 MOST_LOCAL_BYTES = 32
 
 
+def compile_once(file: str, architecture: str, folder: str) -> dict:
+    """Compile a file, or wait until another process that runs these tests has done so."""
+    with Path(folder, f"{file}-sm{architecture}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return compile_file(file, architecture, folder)
+
+
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[dict[tuple[str, str], Future]]:
     """All compilations, on all cores: NVRTC holds the interpreter's lock, so in processes."""
@@ -29,7 +38,7 @@ def compiled() -> Iterator[dict[tuple[str, str], Future]]:
     folder = str(private_folder())
     workers = min(8, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield {(file, arch): pool.submit(compile_file, file, arch, folder) for file in FILES for arch in ARCHITECTURES}
+        yield {(file, arch): pool.submit(compile_once, file, arch, folder) for file in FILES for arch in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("file", FILES)

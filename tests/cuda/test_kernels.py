@@ -72,7 +72,7 @@ def test_numbers(dtype: str, tolerance: float, shape: tuple[int, int], offset: i
 
 @pytest.mark.parametrize(("half", "tolerance"), [("float16", 2e-3), ("bfloat16", 1.6e-2)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("offset", [0, 1])
 def test_numbers_of_16_bits(half: str, tolerance: float, shape: tuple[int, int], offset: int) -> None:
     """Near those of float64 from the same rounded numbers; results that are float32 carry what was rounded before."""
     dtype = getattr(pytest.importorskip("ml_dtypes"), half) if half == "bfloat16" else half
