@@ -60,10 +60,10 @@ def layers_of(module: nn.Module) -> list[Layer]:
         If a module, or an argument of one, has no counterpart.
     """
     layers: list[Layer] = []
-    modules = [(name, part) for name, part in _flat(module) if type(part).__name__ != "Identity"]
+    modules = [(name, part) for name, part in _flat(module) if _kind(part) != "Identity"]
     images = _begins_with_images(modules)
     for number, (name, part) in enumerate(modules):
-        kind = type(part).__name__
+        kind = _kind(part)
         if (activation := activation_of(part, images)) is not None:
             _activate(layers, activation)
             continue
@@ -97,12 +97,17 @@ def first_features(module: nn.Module) -> int:
         If there is none.
     """
     for _, part in _flat(module):
-        kind = type(part).__name__
+        kind = _kind(part)
         if kind == "Linear":
             return int(part.in_features)
         if kind in _READERS and kind not in ("BatchNorm1d", "Dropout", "Flatten", "LayerNorm"):
             raise ValueError(f"the shape of the inputs is not known: give in_shape, as {kind} comes first")
     raise ValueError("the shape of the inputs is not known: give in_shape, as no module is linear")
+
+
+def _kind(part: Any) -> str:
+    """The name of a module's class, nothing for one of somebody else's."""
+    return type(part).__name__ if type(part).__module__.startswith(("torch.nn.", "nnfast.interop.")) else ""
 
 
 def _flat(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -115,7 +120,7 @@ def _flat(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _begins_with_images(modules: list[tuple[str, Any]]) -> bool:
-    kinds = (type(part).__name__ for _, part in modules)
+    kinds = (_kind(part) for _, part in modules)
     return next((_IMAGES[kind] for kind in kinds if kind in _IMAGES), False)
 
 

@@ -259,9 +259,14 @@ def test_layers(layers: list[Any], message: str) -> None:
         interop.to_module(nf.Sequential(layers).build(4))
 
 
+class Attention(nn.Module):
+    """Of somebody's own, with a name that nnfast uses, too."""
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (nn.Sequential(Attention()), r"module 0: Attention.*no counterpart"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="reflect")), r"module 0: Conv2d.*no counterpart"),
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), r"module 0: MaxPool2d"),
         (nn.Sequential(nn.AdaptiveAvgPool2d(2)), r"module 0: AdaptiveAvgPool2d"),
