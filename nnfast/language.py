@@ -84,11 +84,12 @@ class Recipe:
 RECIPES = {
     "charnn": Recipe("charnn", units=256, layers=1, steps=64, batch_size=16, epochs=15, lr=4e-3, dropout=0.3),
     "transformer": Recipe(
-        "transformer", units=128, layers=3, steps=128, batch_size=16, epochs=15, lr=2e-3, dropout=0.15, unknown=0.01
+        "transformer", units=128, layers=3, steps=256, batch_size=4, epochs=15, lr=1.5e-3, schedule="cosine",
+        dropout=0.1, unknown=0.02,
     ),
-}
-# Characters to be read in all epochs together, and windows of an epoch for each one of a batch, at least
-_READ, _BATCHES = 3_300_000, 16
+}  # fmt: skip
+# Characters that these numbers of epochs are for, and windows of an epoch for each one of a batch, at least
+_LENGTH, _BATCHES = 214_000, 16
 
 
 def recipe_for(kind: str, text: Text) -> Recipe:
@@ -107,8 +108,8 @@ def recipe_for(kind: str, text: Text) -> Recipe:
     if kind not in RECIPES:
         raise ValueError(f"there is no language model {kind!r}; there are {', '.join(RECIPES)}")
     recipe, length = RECIPES[kind], max(len(text.train), 1)
-    batch_size = min(recipe.batch_size, max(4, length // (recipe.steps * _BATCHES)))
-    return recipe.but(epochs=min(100, max(1, round(_READ / length))), batch_size=batch_size)
+    batch_size = max(min(4, recipe.batch_size), min(recipe.batch_size, length // (recipe.steps * _BATCHES)))
+    return recipe.but(epochs=min(100, max(1, round(recipe.epochs * _LENGTH / length))), batch_size=batch_size)
 
 
 def network(recipe: Recipe, vocabulary: int) -> Sequential:
