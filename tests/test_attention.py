@@ -411,7 +411,7 @@ def test_a_network_of_words(backend, kind):
         nf.Dense(2),
     ]  # fmt: skip
     built = build_chain(chain, (6,))
-    assert [built[i].mask for i in (2, 4)] == [0, 0]
+    assert [built[i].masks[0] for i in (2, 4)] == [0, 0]
 
     def losses_of(bk, dtype):
         params = Parameters(built, bk, dtype)

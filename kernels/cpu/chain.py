@@ -57,8 +57,8 @@ def operands(call: Call) -> list[tuple[int, int, int, bool]]:
     for x, written in rows:
         if x is not None:
             found.append((x.ctypes.data, x.nbytes // max(len(x), 1), x.ctypes.data + x.nbytes, written))
-    seen = {id(x) for x, _ in rows}
-    kept = [x for x in _flat(call.keep) if isinstance(x, np.ndarray) and id(x) not in seen]
+    seen = {(x.ctypes.data, x.nbytes) for x, _ in rows if x is not None}  # perhaps under another shape
+    kept = [x for x in _flat(call.keep) if isinstance(x, np.ndarray) and (x.ctypes.data, x.nbytes) not in seen]
     for x, written in [(x, True) for x in call.sums] + [(x, False) for x in kept]:
         if x is not None:
             found.append((x.ctypes.data, 0, x.ctypes.data + x.nbytes, written))
