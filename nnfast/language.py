@@ -84,7 +84,7 @@ class Recipe:
 RECIPES = {
     "charnn": Recipe("charnn", units=256, layers=1, steps=64, batch_size=16, epochs=15, lr=4e-3, dropout=0.3),
     "transformer": Recipe(
-        "transformer", units=128, layers=3, steps=256, batch_size=4, epochs=15, lr=1.5e-3, schedule="cosine",
+        "transformer", units=128, layers=3, steps=256, batch_size=4, epochs=10, lr=1.5e-3, schedule="cosine",
         dropout=0.1, unknown=0.02,
     ),
 }  # fmt: skip
