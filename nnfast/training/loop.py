@@ -93,7 +93,7 @@ def fit(
             numbers = (model.number_of_inputs, len(loss.parts))
             batches = BatchSource(x, loss, class_weight, dtype, held, numbers)
             model.prepare(batches.in_shapes, seed, dtype)
-            batches.expect(model.built)
+            batches.expect(model.built, model.in_shapes)
             source: Source = batches
         else:
             x, y = _checked_arrays(model, backend, x, y, held, len(loss.parts))

@@ -267,8 +267,9 @@ class BatchSource(_FedSource):
         except TypeError:
             self.steps = None
 
-    def expect(self, nodes: Sequence[Built]) -> None:
+    def expect(self, nodes: Sequence[Built], in_shapes: Sequence[tuple[int, ...]]) -> None:
         """Learn the model's layers, which say what batches must look like and what targets become."""
+        self.in_shapes = list(in_shapes)
         self._nodes, self._out_shapes = nodes, [node.out_shape for node in outputs_of(nodes)]
         _, y, _ = self._checked(self.first)
         self.targets = rows_of(y)
