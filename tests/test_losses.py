@@ -180,7 +180,8 @@ def test_shapes_of_targets(shape, out_shape, expected):
         ("cross_entropy", np.array([[0.5, -0.5, 1.0]]), (3,), ValueError, r"soft targets must not be negative"),
         ("cross_entropy", np.array([[0.5, np.nan, 1.0]]), (3,), ValueError, r"NaN or infinity.*, first in row 0"),
         ("cross_entropy", np.zeros(2), (1,), ValueError, r"needs one output per class, .*binary_cross_entropy"),
-        ("cross_entropy", np.zeros(2), (2, 3), ValueError, r"output must be \(n, classes\), it is \(n, 2, 3\)"),
+        ("cross_entropy", np.zeros(2), (2, 3), ValueError, r"shape \(2,\) are neither \(n, 2\) nor \(n, 2, 3\)"),
+        ("cross_entropy", np.zeros(2), (), ValueError, r"output must be \(n, classes\), it is \(n,\)"),
     ],
 )
 def test_bad_targets(loss, y, out_shape, error, match):
@@ -300,3 +301,27 @@ def test_config_round_trip(name):
     loss = losses.get(LOSSES[name].loss)
     again = losses.TABLE[losses.name_of(loss)](**loss.config())
     assert (type(again), again.config(), repr(again)) == (type(loss), loss.config(), repr(loss))
+
+
+@pytest.mark.parametrize("device", ["numpy", "numba"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_class_for_each_step_of_a_sequence(device, weighted):
+    """The mean over all steps, as of so many rows; a row's weight counts for each of its steps."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((6, 5, 4)), rng.integers(0, 3, (6, 5))
+    weight = np.arange(6) % 3 + 0.5 if weighted else None
+    options = {"loss": "cross_entropy", "optimizer": nf.SGD(0.1), "epochs": 3, "seed": 0, "dtype": "float64"}
+    steps = nf.Sequential([nf.Dense(3)])
+    flat = nf.Sequential([nf.Dense(3)])
+    of_steps = None if weight is None else np.repeat(weight, 5)
+    found = steps.fit(X, y, batch_size=2, shuffle=False, sample_weight=weight, device=device, verbose=0, **options)
+    want = flat.fit(
+        X.reshape(-1, 4), y.reshape(-1), batch_size=10, shuffle=False, sample_weight=of_steps, device="numpy", verbose=0,
+        **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(found["loss"], want["loss"], rtol=1e-12)
+    np.testing.assert_allclose(steps.get_flat_weights(), flat.get_flat_weights(), rtol=1e-10, atol=1e-12)
+    logs = steps.evaluate(X, y, metrics=["accuracy"])
+    assert logs["accuracy"] == pytest.approx((steps.predict(X).argmax(axis=-1) == y).mean())
+    with pytest.raises(ValueError, match="each row has a class for every step"):
+        steps.fit(X, y, class_weight={0: 2.0}, verbose=0)
