@@ -314,11 +314,9 @@ def test_a_class_for_each_step_of_a_sequence(device, weighted):
     steps = nf.Sequential([nf.Dense(3)])
     flat = nf.Sequential([nf.Dense(3)])
     of_steps = None if weight is None else np.repeat(weight, 5)
-    found = steps.fit(X, y, batch_size=2, shuffle=False, sample_weight=weight, device=device, verbose=0, **options)
-    want = flat.fit(
-        X.reshape(-1, 4), y.reshape(-1), batch_size=10, shuffle=False, sample_weight=of_steps, device="numpy", verbose=0,
-        **options,
-    )  # fmt: skip
+    options |= {"shuffle": False, "verbose": 0}
+    found = steps.fit(X, y, batch_size=2, sample_weight=weight, device=device, **options)
+    want = flat.fit(X.reshape(-1, 4), y.reshape(-1), batch_size=10, sample_weight=of_steps, device="numpy", **options)
     np.testing.assert_allclose(found["loss"], want["loss"], rtol=1e-12)
     np.testing.assert_allclose(steps.get_flat_weights(), flat.get_flat_weights(), rtol=1e-10, atol=1e-12)
     logs = steps.evaluate(X, y, metrics=["accuracy"])
