@@ -25,7 +25,7 @@ class JointLoss(Loss):
     replayable = True
 
     def __init__(self, losses: Sequence[Any], weights: Sequence[float] | None = None) -> None:
-        self.losses = [get(_from_config(loss)) for loss in losses]
+        self.losses = [get(loss) for loss in losses]
         if not self.losses:
             raise ValueError("JointLoss needs at least one loss")
         self.weights = [1.0] * len(self.losses) if weights is None else [float(weight) for weight in weights]
@@ -56,14 +56,6 @@ class JointLoss(Loss):
     def config(self) -> dict[str, Any]:
         described = [{"name": name_of(loss), "config": loss.config()} for loss in self.losses]
         return {"losses": described, "weights": self.weights}
-
-
-def _from_config(loss: Any) -> Any:
-    """A loss that :meth:`JointLoss.config` described, made again; anything else as it is."""
-    if not isinstance(loss, dict):
-        return loss
-    made = get(loss["name"])
-    return type(made)(**loss["config"])
 
 
 def of_outputs(loss: Any, outputs: int) -> Loss:

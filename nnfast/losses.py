@@ -321,6 +321,11 @@ class CrossEntropy(Loss):
         return labels.reshape(len(y), -1) if places else labels
 
 
+def classes_of_steps(target: np.ndarray) -> bool:
+    """Whether these targets of :class:`CrossEntropy` are of each step of a sequence: labels (n, t), or (n, t, c)."""
+    return target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64)
+
+
 def class_labels(y: np.ndarray, classes: int) -> np.ndarray:
     """Integer labels as int64, every one checked to be whole and in ``0..classes - 1``."""
     y = np.asarray(y)

@@ -243,7 +243,7 @@ class Model(Network):
         backend = self.place(device)
         X = data.as_inputs(X, self.number_of_inputs, "X", None if backend.xp is np else backend.asarray)
         data.check_inputs(X, in_shapes)
-        return data.with_indices(X, self.built, "X")
+        return data.with_indices(X, self.built, "X") if self.takes_indices else X
 
     def predict(
         self,

@@ -159,9 +159,8 @@ class Network:
     @property
     def in_shapes(self) -> list[Shape]:
         """Shape of one row of each input."""
-        pairs = [pair for node in self.built for pair in zip(node.inputs, node.in_shapes, strict=True)]
-        found = {source: shape for source, shape in pairs if source < 0}
-        return [found[-1 - k] for k in range(self.number_of_inputs)]
+        self._need_built()
+        return self._in_shapes
 
     @property
     def in_shape(self) -> Shape:
@@ -176,7 +175,8 @@ class Network:
     @property
     def takes_indices(self) -> bool:
         """Whether inputs are indices, such as numbers of words."""
-        return bool(input_dtypes(self.built, self.dtype)[0] == np.int64)
+        self._need_built()
+        return self._takes_indices
 
     @property
     def out_shapes(self) -> list[Shape]:
@@ -260,6 +260,11 @@ class Network:
         if initialise:
             parameters.initialise(number)
         self._built, self._parameters = built, parameters
+        # A prediction asks for these each time
+        pairs = [pair for node in built for pair in zip(node.inputs, node.in_shapes, strict=True)]
+        found = {source: shape for source, shape in pairs if source < 0}
+        self._in_shapes = [found[-1 - k] for k in range(self.number_of_inputs)]
+        self._takes_indices = np.int64 in input_dtypes(built, parameters.dtype)
         self._training_state = TrainingState(number)
         self._placed = False
         self.plans = PlanPool()

@@ -130,6 +130,9 @@ class Plan:
         self._need_memory(optimizer)
         params.use_low()
         self._buffer = bk.zeros(self.layout.nbytes, np.uint8)
+        for slots in self.layout.position_weights:
+            if slots is not None:
+                bk.fill(self.view(slots[1]), 1.0)
         self.grad = bk.zeros(params.size, params.dtype) if self.training else None
         if optimizer is not None:
             params.use_slots(optimizer.slots, optimizer.ema is not None)

@@ -187,7 +187,6 @@ class Program:
         if self.weight is None:
             bk.copy(here, out=out)
             return out.reshape(-1)
-        bk.fill(ones, 1.0)
         bk.gemm(self.weight[:, None], ones, out=out)
         if here is not None:
             bk.act_grad("relu", out, here, out=out)  # times whether it is above 0

@@ -165,4 +165,5 @@ class SpatialOperations(ABC):
         """:meth:`~nnfast.backends.base.Backend.dropout` of whole channels; `x`, `out` (n, pixels, c).
 
         Channel `j` of row `i` is kept where `dropout` would keep element ``i c + j`` of an (n, c) array.
+        `out` may be `x`.
         """

@@ -70,6 +70,7 @@ class ConvolutionLayer(Layer):
         self.padding: Padding = padding_of(padding, self.axes, who, self.paddings)
         self.dilation = per_axis(dilation, self.axes, f"{who}: dilation")
         self.activation = activations.get(activation)
+        self.needs_output = self.activation.saves == "output" and self.activation.name != "identity"
         self.bias = bool(bias)
         # A function gets a description, under which a model file names it
         self.initializer = initializers.get(initializer) if callable(initializer) else initializer

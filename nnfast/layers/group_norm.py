@@ -30,6 +30,7 @@ class GroupNorm(Layer):
     """
 
     replayable = True
+    needs_output = False
     gamma: Array
     beta: Array
     dgamma: Array

@@ -59,6 +59,7 @@ class ZeroPadding2D(Layer):
     """
 
     replayable = True
+    needs_input = needs_output = False
     passes_mask = False
     axes: ClassVar[int] = 2
 
@@ -123,6 +124,7 @@ class UpSampling2D(Layer):
     """
 
     replayable = True
+    needs_input = needs_output = False
     passes_mask = False
     axes: ClassVar[int] = 2
 

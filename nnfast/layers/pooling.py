@@ -113,6 +113,7 @@ class _Max(_Pooling):
 
 
 class _Avg(_Pooling):
+    needs_input = needs_output = False
     count_padding: bool = False
 
     def _pool(self, bk: Backend, x: Array, window: Window, y: Array) -> None:

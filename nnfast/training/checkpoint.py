@@ -137,10 +137,10 @@ def _resolve(entry: Mapping[str, Any], table: Mapping[str, Any], what: str, path
 
 
 def _inner(value: Any, table: Mapping[str, Any], what: str, path: Path) -> Any:
-    """An argument in which descriptions of layers have become layers."""
+    """An argument in which descriptions of layers, or of losses, have become these."""
     if isinstance(value, list):
         return [_inner(each, table, what, path) for each in value]
-    if isinstance(value, dict) and value.keys() == {"class", "config"}:
+    if isinstance(value, dict) and value.keys() in ({"class", "config"}, {"name", "config"}):
         return _resolve(value, table, what, path)
     return value
 

@@ -13,6 +13,7 @@ from .. import random
 from ..bundles import Bundle, parts
 from ..errors import NNFastError
 from ..layers.graph import Built
+from ..losses import classes_of_steps
 from ..plan_layout import input_dtypes, readers_of_inputs
 
 __all__ = ["as_array", "as_kind", "check_finite", "check_inputs", "is_batches", "prefetch", "sample_weights", "split"]
@@ -232,7 +233,7 @@ def sample_weights(
     if class_weight is not None:
         if isinstance(target, Bundle):
             raise ValueError("class_weight weighs rows by their class, but the model has several outputs")
-        if target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64):
+        if classes_of_steps(target):
             raise ValueError("class_weight weighs rows by their class, but each row has a class for every step")
         labels = _classes_of(target)
         factors = _class_factors(class_weight, labels)

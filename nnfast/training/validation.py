@@ -9,7 +9,7 @@ import numpy as np
 from ..backends.base import Backend
 from ..bundles import Bundle, parts
 from ..joint_loss import shapes_of
-from ..losses import Hinge, Loss
+from ..losses import Hinge, Loss, classes_of_steps
 from ..network import Network
 from . import data
 from .inference import forward
@@ -81,11 +81,10 @@ def compute_metrics(
     metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, float]:
     """Each metric of predictions made from what the loss starts from."""
-    places = target.shape[1] if target.ndim == 3 or (target.ndim == 2 and target.dtype == np.int64) else 1
-    outputs = outputs.reshape(len(outputs) * places, -1)
-    if places > 1 or target.ndim == 3:  # a class for each step of a sequence
-        target = target.reshape(len(outputs), *target.shape[2:])
-        weight = None if weight is None else np.repeat(weight, places)
+    if classes_of_steps(target):
+        weight = None if weight is None else np.repeat(weight, target.shape[1])
+        target = target.reshape(-1, *target.shape[2:])
+    outputs = outputs.reshape(len(target), -1)
     if outputs.dtype.itemsize == 2:
         outputs = outputs.astype(np.float32)
     if isinstance(loss, Hinge):
