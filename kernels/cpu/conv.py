@@ -14,57 +14,51 @@ from typing import Any
 import numpy as np
 
 from . import micro, product
-from .intrinsics import copy_memory, pointer_i64
+from .intrinsics import clear_memory, copy_memory, pointer_i64
 from .specialise import function
 
-# A record's beginning, the same for all kernels: the image (and bytes of one), or where it goes; channels; groups; the
-# tables of windows and of places, and their lengths; filters; tiles of a task
+# A record's beginning, the same for all kernels: the image, or its gradient, and bytes of one; channels; groups; the
+# tables of windows and of places, and their lengths; filters; images of a task
 IMAGE, IMAGE_BYTES, CHANNELS, GROUPS, WINDOWS, COUNT, PLACES, NUMBER, FILTERS, PER_TASK = range(10)
 # The room for an image with its border, or 0; bytes of one task's; of a row of it; offset of the image's first pixel in
 # it; rows of the image, and bytes of one
-BORDERED, BORDERED_BYTES, PITCH, CORNER, ROWS, ROW_BYTES = range(10, 16)
-MORE = 16  # where the rest begins
+ROOM, ROOM_BYTES, PITCH, CORNER, ROWS, ROW_BYTES = range(10, 16)
+# Results or their gradients, and bytes of one
+RESULT, RESULT_BYTES = range(16, 18)
+# Of the products: W and bytes of a group of it, whether packed, bias or 0, whether ReLU, runs, table of their offsets,
+# steps of a run, runs of a block
+WEIGHTS, GROUP_BYTES, PACKED, BIAS, RECTIFIED, RUNS, RUN_TABLE, STEPS, RUNS_AT_ONCE = range(18, 27)
+# Of the image's gradient: packed W and bytes of a place's, bytes of the room (of a task, or of the image)
+PLACE_WEIGHTS, PLACE_BYTES, CLEARED = range(18, 21)
+# Of the weights' gradient: parts of the sum, and bytes of one; rows of a group of dW and the table of their offsets;
+# rows of windows and the table of theirs; windows in one; bytes from one to the next; rows of windows at a time
+PARTS, PART_BYTES, DEPTH, DEPTH_TABLE, LINES, LINE_TABLE, LINE_WINDOWS, WINDOW_BYTES, LINES_AT_ONCE = range(18, 27)
 
 
 def bordered(I, task):
     """Where the image of a task lies that windows may go over: copied into its room, whose border is 0."""
-    image = I[0] + task * I[1]
-    if I[10] == 0:
+    image = I[IMAGE] + task * I[IMAGE_BYTES]
+    if I[ROOM] == 0:
         return image
-    room = I[10] + task // I[9] * I[11]
-    for i in range(I[14]):
-        copy_memory(room + I[13] + i * I[12], image + i * I[15], I[15])
+    room = I[ROOM] + task // I[PER_TASK] * I[ROOM_BYTES]
+    for i in range(I[ROWS]):
+        copy_memory(room + I[CORNER] + i * I[PITCH], image + i * I[ROW_BYTES], I[ROW_BYTES])
     return room
 
 
-def gathered_tile(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
-    """One tile of up to MR x NR, by the smallest micro-kernel that it fits."""
-    if m == MR and n == NR:
-        MICRO(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    elif m > MS:
-        if n > VL:
-            MICRO_HIGH(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-        else:
-            MICRO_HIGH_NARROW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    elif n > VL:
-        MICRO_LOW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    else:
-        MICRO_LOW_NARROW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+def cleared(I, task, size):
+    """Where a task adds up the gradient of its image, with its border; all 0."""
+    room = I[IMAGE] + task * I[IMAGE_BYTES] if I[ROOM] == 0 else I[ROOM] + task // I[PER_TASK] * I[ROOM_BYTES]
+    clear_memory(room, size)
+    return room
 
 
-def scattered_tile(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
-    """Likewise, with the rows of C anywhere."""
-    if m == MR and n == NR:
-        MICRO(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    elif m > MS:
-        if n > VL:
-            MICRO_HIGH(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-        else:
-            MICRO_HIGH_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    elif n > VL:
-        MICRO_LOW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
-    else:
-        MICRO_LOW_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+def without_border(I, task, room):
+    """What was added up there becomes the image's gradient."""
+    if I[ROOM] != 0:
+        image = I[IMAGE] + task * I[IMAGE_BYTES]
+        for i in range(I[ROWS]):
+            copy_memory(image + i * I[ROW_BYTES], room + I[CORNER] + i * I[PITCH], I[ROW_BYTES])
 
 
 def height(rows):
@@ -75,88 +69,82 @@ def height(rows):
 
 
 def conv_image(I, F, task):
-    """``out = f(windows W + b)``; I goes on: out, bytes of one, W, bytes of a group of it, whether packed, bias or 0,
-    whether ReLU, runs, table of their offsets, steps of a run, runs of a block."""
+    """``out = f(windows W + b)``."""
     image = BORDERED_IMAGE(I, task)
-    out = I[16] + task * I[17]
-    filters, channels = I[8] // I[3], I[2] // I[3]
-    depth = I[23] * I[25]
-    for g in range(I[3]):
-        weights = I[18] + g * I[19]
-        bias = 0 if I[21] == 0 else I[21] + g * filters * T_SIZE
-        for p in range(0, I[23], I[26]):
-            runs = min(I[26], I[23] - p)
-            how = (ADD if p > 0 else 0) | (RELU if I[22] != 0 and p + runs == I[23] else 0)
+    out = I[RESULT] + task * I[RESULT_BYTES]
+    filters, channels = I[FILTERS] // I[GROUPS], I[CHANNELS] // I[GROUPS]
+    row = I[FILTERS] * T_SIZE
+    depth = I[RUNS] * I[STEPS]
+    for g in range(I[GROUPS]):
+        weights = I[WEIGHTS] + g * I[GROUP_BYTES]
+        bias = 0 if I[BIAS] == 0 else I[BIAS] + g * filters * T_SIZE
+        for p in range(0, I[RUNS], I[RUNS_AT_ONCE]):
+            runs = min(I[RUNS_AT_ONCE], I[RUNS] - p)
+            how = (ADD if p > 0 else 0) | (RELU if I[RECTIFIED] != 0 and p + runs == I[RUNS] else 0)
             for j in range(0, filters, NR):
                 columns = min(NR, filters - j)
-                if I[20] != 0:
+                if I[PACKED] != 0:
                     width = (columns + VL - 1) // VL * VL
-                    panel, step = weights + (j * depth + p * I[25] * width) * T_SIZE, width * T_SIZE
+                    panel, step = weights + (j * depth + p * I[STEPS] * width) * T_SIZE, width * T_SIZE
                 else:
-                    panel, step = weights + (p * I[25] * I[8] + j) * T_SIZE, I[8] * T_SIZE
+                    panel, step = weights + p * I[STEPS] * row + j * T_SIZE, row
                 start = 0 if bias == 0 or p > 0 else bias + j * T_SIZE
                 i = 0
-                while i < I[5]:
-                    rows = HEIGHT(I[5] - i)
+                while i < I[COUNT]:
+                    rows = HEIGHT(I[COUNT] - i)
                     TILE(
-                        runs, I[24] + p * 8, I[25], image + g * channels * T_SIZE, I[4] + i * 8, T_SIZE, panel, step,
-                        out + (i * I[8] + g * filters + j) * T_SIZE, I[8] * T_SIZE, how, start, rows, columns,
+                        runs, I[RUN_TABLE] + p * 8, I[STEPS], image + g * channels * T_SIZE, I[WINDOWS] + i * 8, T_SIZE,
+                        panel, step, out + i * row + (g * filters + j) * T_SIZE, row, how, start, rows, columns,
                     )  # fmt: skip
                     i += rows
 
 
 def conv_input_image(I, F, task):
-    """``dx``: the image's gradient, to which each window adds; I goes on: dz, bytes of one, packed W, bytes of a
-    place's, bytes of the room (of a task, or of the image)."""
-    room = I[0] + task * I[1] if I[10] == 0 else I[10] + task // I[9] * I[11]
-    dz = I[16] + task * I[17]
-    filters, channels = I[8] // I[3], I[2] // I[3]
-    zeros = ptr(room)
-    for i in range(I[20] // T_SIZE):
-        zeros[i] = T(0.0)
-    offsets = pointer_i64(I[6])
-    for g in range(I[3]):
+    """``dx``: the image's gradient, to which each window adds."""
+    room = CLEARED_ROOM(I, task, I[CLEARED])
+    dz = I[RESULT] + task * I[RESULT_BYTES]
+    filters, channels = I[FILTERS] // I[GROUPS], I[CHANNELS] // I[GROUPS]
+    row = I[FILTERS] * T_SIZE
+    offsets = pointer_i64(I[PLACES])
+    for g in range(I[GROUPS]):
         i = 0
-        while i < I[5]:
-            rows = HEIGHT(I[5] - i)
-            for p in range(I[7]):
+        while i < I[COUNT]:
+            rows = HEIGHT(I[COUNT] - i)
+            for p in range(I[NUMBER]):
+                weights = I[PLACE_WEIGHTS] + (g * I[NUMBER] + p) * I[PLACE_BYTES]
                 for j in range(0, channels, NR):
                     columns = min(NR, channels - j)
                     width = (columns + VL - 1) // VL * VL
                     SCATTER(
-                        filters, dz + (i * I[8] + g * filters) * T_SIZE, I[8] * T_SIZE, T_SIZE,
-                        I[18] + (g * I[7] + p) * I[19] + j * filters * T_SIZE, width * T_SIZE,
-                        room + offsets[p] + (g * channels + j) * T_SIZE, I[4] + i * 8, ADD, 0, rows, columns,
+                        1, 0, filters, dz + i * row + g * filters * T_SIZE, row, T_SIZE,
+                        weights + j * filters * T_SIZE, width * T_SIZE,
+                        room + offsets[p] + (g * channels + j) * T_SIZE, I[WINDOWS] + i * 8, ADD, 0, rows, columns,
                     )  # fmt: skip
             i += rows
-    if I[10] != 0:
-        image = I[0] + task * I[1]
-        for i in range(I[14]):
-            copy_memory(image + i * I[15], room + I[13] + i * I[12], I[15])
+    WITHOUT_BORDER(I, task, room)
 
 
 def conv_weight_image(I, F, task):
-    """A task's part of ``dW``, added up over its images; I goes on: dz, bytes of one, parts, bytes of one, rows of a
-    group of dW, table of their offsets, rows of windows, table of their offsets, windows in one, bytes from one to the
-    next, rows of windows at a time."""
+    """A task's part of ``dW``, added up over its images."""
     image = BORDERED_IMAGE(I, task)
-    dz = I[16] + task * I[17]
-    part = I[18] + task // I[9] * I[19]
-    filters, channels = I[8] // I[3], I[2] // I[3]
-    for g in range(I[3]):
-        for line in range(0, I[22], I[26]):
-            lines = min(I[26], I[22] - line)
-            how = 0 if line == 0 and task % I[9] == 0 else ADD
+    dz = I[RESULT] + task * I[RESULT_BYTES]
+    part = I[PARTS] + task // I[PER_TASK] * I[PART_BYTES]
+    filters, channels = I[FILTERS] // I[GROUPS], I[CHANNELS] // I[GROUPS]
+    row = I[FILTERS] * T_SIZE
+    for g in range(I[GROUPS]):
+        for line in range(0, I[LINES], I[LINES_AT_ONCE]):
+            lines = min(I[LINES_AT_ONCE], I[LINES] - line)
+            how = 0 if line == 0 and task % I[PER_TASK] == 0 else ADD
             for j in range(0, filters, NR):
                 columns = min(NR, filters - j)
-                gradients = dz + (line * I[24] * I[8] + g * filters + j) * T_SIZE
+                column = (g * filters + j) * T_SIZE
                 i = 0
-                while i < I[20]:
-                    rows = HEIGHT(I[20] - i)
+                while i < I[DEPTH]:
+                    rows = HEIGHT(I[DEPTH] - i)
                     TILE(
-                        lines, I[23] + line * 8, I[24], image + g * channels * T_SIZE, I[21] + i * 8, I[25],
-                        gradients, I[8] * T_SIZE,
-                        part + (i * I[8] + g * filters + j) * T_SIZE, I[8] * T_SIZE, how, 0, rows, columns,
+                        lines, I[LINE_TABLE] + line * 8, I[LINE_WINDOWS], image + g * channels * T_SIZE,
+                        I[DEPTH_TABLE] + i * 8, I[WINDOW_BYTES], dz + line * I[LINE_WINDOWS] * row + column, row,
+                        part + i * row + column, row, how, 0, rows, columns,
                     )  # fmt: skip
                     i += rows
 
@@ -175,32 +163,27 @@ def pack_groups(I, F, task):
 
 
 @once
+def room_names(dtype: np.dtype[Any]) -> dict[str, Any]:
+    """What goes from images to their rooms and back."""
+    return {
+        "BORDERED_IMAGE": function(bordered, dtype),
+        "CLEARED_ROOM": function(cleared, dtype),
+        "WITHOUT_BORDER": function(without_border, dtype),
+    }
+
+
+@once
 def kernel_names(dtype: np.dtype[Any]) -> dict[str, Any]:
     """What the templates here call, for a dtype."""
-    blocks = product.blocking(dtype)
-    shape, width = blocks.shape, micro.vector_bytes()
-    sizes: dict[str, Any] = {"MR": shape.rows, "MS": shape.few_rows, "NR": shape.columns, "VL": shape.lanes}
-
-    def tiles(places: int) -> dict[str, Any]:
-        return {
-            name: micro.micro_kernel(dtype, rows, vectors, shape.lanes, edge, places)
-            for name, rows, vectors, edge in (
-                ("MICRO", shape.rows, shape.vectors, False),
-                ("MICRO_HIGH", shape.rows, shape.vectors, True),
-                ("MICRO_HIGH_NARROW", shape.rows, 1, True),
-                ("MICRO_LOW", shape.few_rows, shape.vectors, True),
-                ("MICRO_LOW_NARROW", shape.few_rows, 1, True),
-            )
-        }
-
-    variant = f"v{width}"
+    width = micro.vector_bytes()
+    sizes, variant = product.tile_sizes(dtype, width), f"v{width}"
     return {
         **sizes,
         "ADD": micro.ADD,
         "RELU": micro.RELU,
-        "TILE": function(gathered_tile, dtype, variant, inline=False, **sizes, **tiles(micro.GATHERED)),
-        "SCATTER": function(scattered_tile, dtype, variant, inline=False, **sizes, **tiles(micro.SCATTERED)),
+        "TILE": product.tile(dtype, width, micro.GATHERED),
+        "SCATTER": product.tile(dtype, width, micro.SCATTERED),
         "HEIGHT": function(height, dtype, variant, **sizes),
-        "BORDERED_IMAGE": function(bordered, dtype),
-        "PACK_COLUMNS": blocks.pack_columns,
+        **room_names(dtype),
+        "PACK_COLUMNS": product.blocking(dtype).pack_columns,
     }

@@ -192,7 +192,7 @@ def input_grad_calls(dy: np.ndarray, W: np.ndarray, geometry: Geometry, dx: np.n
     """The calls of the gradient for the images."""
     g, images, dtype = geometry, _Images(dx, geometry), dx.dtype
     if g.depthwise:
-        rest = [dy.ctypes.data, dy.nbytes // len(dy), W.ctypes.data, images.room_bytes]
+        rest = [dy.ctypes.data, dy.nbytes // len(dy), W.ctypes.data, 0, images.room_bytes]
         return [images.call(depthwise.depthwise_input_image, rest, (dy, W, dx), (dy,), (dx,))]
     blocks = product.blocking(dtype)
     channels, filters = g.channels // g.groups, g.filters // g.groups

@@ -12,9 +12,29 @@ from typing import Any
 import numpy as np
 
 from . import conv
-from .intrinsics import clear_memory, copy_memory, pointer_i64
-from .specialise import function
+from .conv import (
+    BIAS,
+    CHANNELS,
+    CLEARED,
+    COUNT,
+    NUMBER,
+    PART_BYTES,
+    PARTS,
+    PER_TASK,
+    PLACE_WEIGHTS,
+    PLACES,
+    RECTIFIED,
+    RESULT,
+    RESULT_BYTES,
+    WEIGHTS,
+    WINDOWS,
+)  # fmt: skip
+from .intrinsics import pointer_i64
 from .vectors import over_channels
+
+# After the parts of the weights' gradient: rows of windows, windows in one, bytes from row to row and from window to
+# window
+LINES, LINE_WINDOWS, LINE_BYTES, STEP_BYTES = range(20, 24)
 
 
 def sum_of_places(first, end, x, out, weights, bias, offsets, places, pixel, relu):
@@ -73,44 +93,41 @@ def sum_of_windows(first, end, x, dz, to, rows, columns, down, across, pixel, ad
 
 
 def depthwise_image(I, F, task):
-    """``out``; I goes on as that of ``conv_image`` up to whether ReLU."""
-    image, out, pixel = BORDERED_IMAGE(I, task), I[16] + task * I[17], I[2] * T_SIZE
-    windows = pointer_i64(I[4])
-    for i in range(I[5]):
+    """``out``; I as that of ``conv_image``, up to whether ReLU."""
+    image, out, pixel = BORDERED_IMAGE(I, task), I[RESULT] + task * I[RESULT_BYTES], I[CHANNELS] * T_SIZE
+    windows = pointer_i64(I[WINDOWS])
+    for i in range(I[COUNT]):
         x = image + windows[i]
-        if I[7] == 9:  # a number that LLVM knows is a loop that it unrolls
-            SUM_OF_PLACES(0, I[2], x, out, I[18], I[21], I[6], 9, pixel, I[22])
+        if I[NUMBER] == 9:  # a number that LLVM knows is a loop that it unrolls
+            SUM_OF_PLACES(0, I[CHANNELS], x, out, I[WEIGHTS], I[BIAS], I[PLACES], 9, pixel, I[RECTIFIED])
         else:
-            SUM_OF_PLACES(0, I[2], x, out, I[18], I[21], I[6], I[7], pixel, I[22])
+            SUM_OF_PLACES(0, I[CHANNELS], x, out, I[WEIGHTS], I[BIAS], I[PLACES], I[NUMBER], pixel, I[RECTIFIED])
         out += pixel
 
 
 def depthwise_input_image(I, F, task):
-    """``dx``; I goes on: dz, bytes of one, W, bytes of the room."""
-    room = I[0] + task * I[1] if I[10] == 0 else I[10] + task // I[9] * I[11]
-    dz, pixel = I[16] + task * I[17], I[2] * T_SIZE
-    clear_memory(room, I[19])
-    windows = pointer_i64(I[4])
-    for i in range(I[5]):
-        if I[7] == 9:
-            ADD_TO_PLACES(0, I[2], room + windows[i], dz, I[18], I[6], 9, pixel)
+    """``dx``; I as that of ``conv_input_image``, with W as it is."""
+    room = CLEARED_ROOM(I, task, I[CLEARED])
+    dz, pixel = I[RESULT] + task * I[RESULT_BYTES], I[CHANNELS] * T_SIZE
+    windows = pointer_i64(I[WINDOWS])
+    for i in range(I[COUNT]):
+        if I[NUMBER] == 9:
+            ADD_TO_PLACES(0, I[CHANNELS], room + windows[i], dz, I[PLACE_WEIGHTS], I[PLACES], 9, pixel)
         else:
-            ADD_TO_PLACES(0, I[2], room + windows[i], dz, I[18], I[6], I[7], pixel)
+            ADD_TO_PLACES(0, I[CHANNELS], room + windows[i], dz, I[PLACE_WEIGHTS], I[PLACES], I[NUMBER], pixel)
         dz += pixel
-    if I[10] != 0:
-        image = I[0] + task * I[1]
-        for i in range(I[14]):
-            copy_memory(image + i * I[15], room + I[13] + i * I[12], I[15])
+    WITHOUT_BORDER(I, task, room)
 
 
 def depthwise_weight_image(I, F, task):
-    """A task's part of ``dW``; I goes on: dz, bytes of one, parts, bytes of one, rows of windows, windows in one, bytes
-    from row to row and from window to window."""
-    image, dz, pixel = BORDERED_IMAGE(I, task), I[16] + task * I[17], I[2] * T_SIZE
-    part, places = I[18] + task // I[9] * I[19], pointer_i64(I[6])
-    for p in range(I[7]):
-        to = part + p * pixel
-        SUM_OF_WINDOWS(0, I[2], image + places[p], dz, to, I[20], I[21], I[22], I[23], pixel, task % I[9])
+    """A task's part of ``dW``."""
+    image, dz, pixel = BORDERED_IMAGE(I, task), I[RESULT] + task * I[RESULT_BYTES], I[CHANNELS] * T_SIZE
+    part, places = I[PARTS] + task // I[PER_TASK] * I[PART_BYTES], pointer_i64(I[PLACES])
+    for p in range(I[NUMBER]):
+        SUM_OF_WINDOWS(
+            0, I[CHANNELS], image + places[p], dz, part + p * pixel, I[LINES], I[LINE_WINDOWS], I[LINE_BYTES],
+            I[STEP_BYTES], pixel, task % I[PER_TASK],
+        )  # fmt: skip
 
 
 @once
@@ -118,6 +135,6 @@ def kernel_names(dtype: np.dtype[Any]) -> dict[str, Any]:
     """What the templates here call, for a dtype."""
     bodies = (sum_of_places, add_to_places, sum_of_windows)
     return {
-        "BORDERED_IMAGE": function(conv.bordered, dtype),
+        **conv.room_names(dtype),
         **{body.__name__.upper(): over_channels(body, dtype) for body in bodies},
     }

@@ -93,7 +93,7 @@ EVENLY, GATHERED, SCATTERED = range(3)
 
 @once
 def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge: bool, places: int = EVENLY) -> Any:
-    """An intrinsic ``micro(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)`` for a tile of this size.
+    """An intrinsic ``micro(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)`` for such a tile.
 
     ``C = A B``, with A at ``a + a_row i + a_step p``, B at ``b + b_step p + j`` and C at ``c + c_row i + j``; addresses
     and steps in bytes; `k` at least 1. `how` is a sum of :data:`ADD` and :data:`RELU`. Without ADD the sums start
@@ -104,9 +104,9 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
     are left alone, but for B where :func:`masks_loads` says no: there it reads whole vectors, and does not use what
     they have.
 
-    GATHERED is ``micro(runs, offsets, k, a, a_row, ...)``: `a_row` is the address of a table, int64, of what in the
-    other forms are the multiples of `a_row`, and the summed dimension is as many `runs` of `k` steps; A's address in
-    each is `a` and what the table at `offsets` says. SCATTERED has such a table at `c_row`.
+    With GATHERED `a_row` is the address of a table, int64, of what in the other forms are the multiples of `a_row`, and
+    the summed dimension is as many `runs` of `k` steps; A's address in each is `a` and what the table at `offsets`
+    says. The other forms do not use `runs` and `offsets`. SCATTERED has a table of rows at `c_row`.
     """
     mask_b = masks_loads(lanes * dtype.itemsize)
     real = ir.FloatType() if dtype == np.float32 else ir.DoubleType()
@@ -116,8 +116,7 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
     kind = f"v{lanes}f{8 * size}"
 
     def emit(context, builder, args):
-        runs, run_table = args[:2] if places == GATHERED else (None, None)
-        k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n = args[-12:]
+        runs, run_table, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n = args
 
         def llvm_function(name, result, *arguments):
             return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
@@ -270,16 +269,8 @@ def micro_kernel(dtype: np.dtype[Any], rows: int, vectors: int, lanes: int, edge
                 store(values[i * vectors + j], of_c[i], j)
         return context.get_dummy_value()
 
-    if places == GATHERED:
-
-        @intrinsic
-        def micro(typingctx, runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
-            return types.void(*[types.int64] * 14), lambda context, builder, _, args: emit(context, builder, args)
-
-    else:
-
-        @intrinsic
-        def micro(typingctx, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
-            return types.void(*[types.int64] * 12), lambda context, builder, _, args: emit(context, builder, args)
+    @intrinsic
+    def micro(typingctx, runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
+        return types.void(*[types.int64] * 14), lambda context, builder, _, args: emit(context, builder, args)
 
     return micro

@@ -19,23 +19,23 @@ from .specialise import function
 from .transpose import transposed_block
 
 
-def tile_product(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
-    """One tile of up to MR x NR, by the smallest micro-kernel that it fits; steps and rows in bytes."""
+def tile_product(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n):
+    """One tile of up to MR x NR, by the smallest micro-kernel that it fits; see :func:`micro.micro_kernel`."""
     if m == MR and n == NR:
-        MICRO(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+        MICRO(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
     elif m > MS:
         if n > VL:
-            MICRO_HIGH(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+            MICRO_HIGH(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
         elif n > HALF:
-            MICRO_HIGH_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+            MICRO_HIGH_NARROW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
         else:
-            MICRO_HIGH_HALF(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+            MICRO_HIGH_HALF(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
     elif n > VL:
-        MICRO_LOW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+        MICRO_LOW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
     elif n > HALF:
-        MICRO_LOW_NARROW(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+        MICRO_LOW_NARROW(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
     else:
-        MICRO_LOW_HALF(k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
+        MICRO_LOW_HALF(runs, offsets, k, a, a_row, a_step, b, b_step, c, c_row, how, bias, m, n)
 
 
 def stream_row(n, k, a, a_step, b, b_step, c, how, bias):
@@ -76,13 +76,13 @@ def multiply_row(n, k, a, a_step, b, b_step, c, how, bias):
         bj, cj = b + j * T_SIZE, c + j * T_SIZE
         columns = n - j
         if columns >= NR_ROW:
-            MICRO_ROW(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, NR_ROW)
+            MICRO_ROW(1, 0, k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, NR_ROW)
             columns = NR_ROW
         elif columns > VL:
             columns = min(columns, NR_ONE)
-            MICRO_ONE(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
+            MICRO_ONE(1, 0, k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
         else:
-            MICRO_LAST(k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
+            MICRO_LAST(1, 0, k, a, 0, a_step * T_SIZE, bj, b_step * T_SIZE, cj, 0, how, start, 1, columns)
         j += columns
 
 
@@ -139,7 +139,7 @@ def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, h
                         for r in range(rows):
                             for line in range(0, columns * T_SIZE, 64):
                                 claim(cij + claimed + r * ldc * T_SIZE + line)
-                    TILE_PRODUCT(kc, ai, ri, si, bj, sj, cij, ldc * T_SIZE, here, start, rows, columns)
+                    TILE_PRODUCT(1, 0, kc, ai, ri, si, bj, sj, cij, ldc * T_SIZE, here, start, rows, columns)
                 i += rows
 
 
@@ -237,6 +237,34 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, how, bias, claimed)
 
 
+def tile_sizes(dtype: np.dtype[Any], width: int) -> dict[str, Any]:
+    """The sizes of tiles, under the names that templates have for them."""
+    shape = micro.shape_for(dtype, width)
+    return {
+        "MR": shape.rows,
+        "MS": shape.few_rows,
+        "NR": shape.columns,
+        "VL": shape.lanes,
+        # Half of a 64-byte vector takes half the time, or no longer than all of it
+        "HALF": shape.lanes // 2 if width == 64 else 0,
+    }
+
+
+@once
+def tile(dtype: np.dtype[Any], width: int, places: int) -> Any:
+    """:func:`tile_product` for use inside kernels, with rows of A and C at such `places` (see ``micro.py``)."""
+    shape, sizes = micro.shape_for(dtype, width), tile_sizes(dtype, width)
+    names = {"MICRO": micro.micro_kernel(dtype, shape.rows, shape.vectors, shape.lanes, False, places)}
+    for name, rows in (("MICRO_HIGH", shape.rows), ("MICRO_LOW", shape.few_rows)):
+        for end, vectors, lanes in (
+            ("", shape.vectors, shape.lanes),
+            ("_NARROW", 1, shape.lanes),
+            ("_HALF", 1, sizes["HALF"] or shape.lanes),
+        ):
+            names[name + end] = micro.micro_kernel(dtype, rows, vectors, lanes, True, places)
+    return function(tile_product, dtype, f"v{width}_{places}", inline=False, **sizes, **names)
+
+
 class Blocking:
     """The functions that make up products of a dtype, and how much room they need; sizes are in elements.
 
@@ -260,32 +288,16 @@ class Blocking:
         depth, columns = tuning.PRODUCT_DEPTH, shape.columns
         block = max(1, tuning.PRODUCT_BLOCK_BYTES // (depth * dtype.itemsize * columns)) * columns
         names: dict[str, Any] = {
-            "MR": shape.rows,
-            "MS": shape.few_rows,
-            "NR": columns,
-            "VL": shape.lanes,
+            **tile_sizes(dtype, width),
             "ADD": micro.ADD,
             "RELU": micro.RELU,
-            # Half of a 64-byte vector takes half the time, or no longer than all of it
-            "HALF": shape.lanes // 2 if width == 64 else 0,
             "KC": depth,
             "NC": block,
+            "TILE_PRODUCT": tile(dtype, width, micro.EVENLY),
         }
-        for name, rows, vectors, edge in (
-            ("MICRO", shape.rows, shape.vectors, False),
-            ("MICRO_HIGH", shape.rows, shape.vectors, True),
-            ("MICRO_HIGH_NARROW", shape.rows, 1, True),
-            ("MICRO_LOW", shape.few_rows, shape.vectors, True),
-            ("MICRO_LOW_NARROW", shape.few_rows, 1, True),
-        ):
-            names[name] = micro.micro_kernel(dtype, rows, vectors, shape.lanes, edge)
-        for name in ("MICRO_HIGH", "MICRO_LOW"):
-            lanes = names["HALF"] or shape.lanes
-            rows = shape.rows if name == "MICRO_HIGH" else shape.few_rows
-            names[f"{name}_HALF"] = micro.micro_kernel(dtype, rows, 1, lanes, True)
         names["MULTIPLY_ROW"] = row_product(dtype, width)
         names["TRANSPOSE"] = transposed_block(dtype, shape.lanes)
-        templates = (tile_product, multiply_column, multiply, pack_columns, pack_rows, product)
+        templates = (multiply_column, multiply, pack_columns, pack_rows, product)
         for template in templates:
             inline = template is product
             names[template.__name__.upper()] = function(template, dtype, self.variant, inline=inline, **names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,10 @@ from nnfast.training.engine import Engine
 
 from .helpers import assert_same, fit, network, problem
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself Ctrl-C")
-
-
-@pytest.fixture(autouse=True)
-def _default_handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself Ctrl-C"),
+    pytest.mark.usefixtures("ctrl_c"),
+]
 
 
 class Press(nf.Callback):

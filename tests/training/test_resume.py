@@ -201,6 +201,7 @@ def test_data_that_do_not_live_on_the_device(
         assert_same(model, whole)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_one(tmp_path: Path) -> None:
     class Press(nf.Callback):
         def on_step_end(self, step: int, logs: dict[str, float]) -> None:
