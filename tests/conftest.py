@@ -20,6 +20,23 @@ os.environ.setdefault("NNFAST_GEMM", "generated")
 _CPU = ("numpy", "numba")
 
 
+def _no_gpu() -> str | None:
+    """Why there is no CUDA device, or ``None``."""
+    return nf.available_devices().get("cuda:0", "no device cuda:0")
+
+
+def pytest_report_header() -> str:
+    """What the tests run on."""
+    return f"CUDA: {_no_gpu() or 'cuda:0'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a CUDA device where there is none: thousands of tests, each with an emulated twin."""
+    if _no_gpu() is not None:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
 def _make(name: str) -> Backend:
     if name == "emulated":
         emulator = pytest.importorskip("tests.cuda.emulator", reason="the emulated CUDA device is not there")

@@ -301,6 +301,7 @@ class Blocking:
         for template in templates:
             inline = template is product
             names[template.__name__.upper()] = function(template, dtype, self.variant, inline=inline, **names)
+        self.multiply = names["MULTIPLY"]
         self.product = names["PRODUCT"]
         self.pack_columns = names["PACK_COLUMNS"]
 

@@ -91,6 +91,14 @@ UPDATE_SHARE = 50
 # pixels stay in the first-level cache while the rows of the weights' gradient go by
 WINDOWS_AT_ONCE = 112
 
+# Winograd's convolution takes half the time of the other products with 64 channels and more, and as long with 8. It
+# pays from so many channels on, and tiles of an image, and of a batch, which also has the weights to transform; while
+# the transformed weights are of so many bytes at most; and where as large a share of the tiles' pixels is used
+WINOGRAD_CHANNELS, WINOGRAD_TILES, WINOGRAD_BATCH_TILES = 12, 4, 64
+WINOGRAD_WEIGHTS, WINOGRAD_USED = 4 * L2, 0.65
+# Bytes of what becomes of some rows of tiles, for each thread
+WINOGRAD_BYTES = L2 // 4
+
 # Queries and keys of a tile of scores: with what the products of a head pack, a few of them fit the second-level cache
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 256
 # Tasks of attention for each thread: with a causal mask some are longer than others

@@ -1,4 +1,4 @@
-"""Attention, rotary positions, root-mean-square normalisation and masks in plain array code, for NumPy and CuPy."""
+"""Attention, rotary positions and masks in plain array code, for NumPy and CuPy."""
 
 from __future__ import annotations
 
@@ -105,19 +105,6 @@ class ArrayAttention:
         halves, turned = (a.reshape(n, t, heads, 2, width // heads // 2) for a in (wide, out))
         left, right = halves[..., 0, :], halves[..., 1, :]
         turned[..., 0, :], turned[..., 1, :] = left * cos - right * sin, left * sin + right * cos
-
-    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
-        xp, x = self.xp, self._wide(x)
-        rstd[...] = 1.0 / xp.sqrt(xp.mean(x * x, axis=1) + eps)
-        out[...] = x * rstd[:, None] * gamma
-
-    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
-        xp, dy, x = self.xp, self._wide(dy), self._wide(x)
-        xhat = x * rstd[:, None]
-        g = dy * gamma
-        dgamma[...] = (dy * xhat).sum(axis=0)
-        if dx is not None:
-            dx[...] = rstd[:, None] * (g - xhat * xp.mean(g * xhat, axis=1, keepdims=True))
 
     def step_mask(self, x: Array, *, value: float, out: Array) -> None:
         out[...] = (x != value).any(axis=1)

@@ -128,6 +128,19 @@ class ArrayBackend(ArrayOptimizers, ArrayConv, ArraySpatial, ArrayRecurrent, Arr
             of_scale = xhat * xp.mean(g * xhat, axis=1, keepdims=True)
             dx[...] = rstd[:, None] * (g - of_mean - of_scale)
 
+    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
+        xp, x = self.xp, self._wide(x)
+        rstd[...] = 1.0 / xp.sqrt(xp.mean(x * x, axis=1) + eps)
+        out[...] = x * rstd[:, None] * gamma
+
+    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
+        xp, dy, x = self.xp, self._wide(dy), self._wide(x)
+        xhat = x * rstd[:, None]
+        g = dy * gamma
+        dgamma[...] = (dy * xhat).sum(axis=0)
+        if dx is not None:
+            dx[...] = rstd[:, None] * (g - xhat * xp.mean(g * xhat, axis=1, keepdims=True))
+
     def batch_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array
     ) -> None:

@@ -1,4 +1,4 @@
-"""The part of the contract that attention is made of: normalisation by the root mean square and masks of steps, too.
+"""The part of the contract that attention is made of: also rotary positions and masks of steps.
 
 Arguments that may be `strided` are views whose last axis is in one piece, such as columns of one wider array: queries,
 keys and values that one product gave.
@@ -69,17 +69,6 @@ class AttentionOperations(ABC):
         `x`, `out` (n, t, heads * d), strided; step `t` has the position ``first + t``; `d` is even. `out` may be `x`.
         `inverse` turns back, which is the gradient.
         """
-
-    @abstractmethod
-    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
-        """``out = x * rstd * gamma``, ``rstd = 1 / sqrt(mean(x**2) + eps)`` of each row (Zhang, Sennrich 2019).
-
-        `x`, `out` (n, m); `gamma` (m,); `rstd` (n,), written. With 16 bits `gamma` and `rstd` are float32.
-        """
-
-    @abstractmethod
-    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
-        """Gradients of :meth:`rms_norm`; `dx` may be ``None`` or `dy`."""
 
     @abstractmethod
     def step_mask(self, x: Array, *, value: float, out: Array) -> None:

@@ -1,4 +1,4 @@
-"""Attention, rotary positions, root-mean-square normalisation and masks on Numba kernels."""
+"""Attention, rotary positions and masks on Numba kernels."""
 
 from __future__ import annotations
 
@@ -124,27 +124,6 @@ class NumbaAttention:
         writable("rotary", out=out)
         cos, sin = _turns(x.shape[1], width, float(base), int(first), x.dtype)
         self._emit(sequence_rows.rotary_call(x, heads, cos, sin, -1.0 if inverse else 1.0, out))
-
-    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
-        if not native(x, gamma, out, rstd):
-            self._numpy("rms_norm", x, gamma, eps=eps, out=out, rstd=rstd)
-            return
-        matrix("rms_norm", x=x)
-        n, m = x.shape
-        shapes("rms_norm", gamma=(gamma, (m,)), out=(out, (n, m)), rstd=(rstd, (n,)))
-        writable("rms_norm", out=out, rstd=rstd)
-        self._emit(sequence_rows.rms_norm_call(x, gamma, eps, out, rstd))
-
-    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
-        if not native(dy, x, gamma, rstd, dx, dgamma):
-            self._numpy("rms_norm_grad", dy, x, gamma, rstd, dx=dx, dgamma=dgamma)
-            return
-        matrix("rms_norm_grad", x=x)
-        n, m = x.shape
-        shapes("rms_norm_grad", dy=(dy, (n, m)), dx=(dx, (n, m)))
-        shapes("rms_norm_grad", gamma=(gamma, (m,)), dgamma=(dgamma, (m,)), rstd=(rstd, (n,)))
-        writable("rms_norm_grad", dx=dx, dgamma=dgamma)
-        self._emit(*sequence_rows.rms_norm_grad_calls(dy, x, gamma, rstd, dx, dgamma))
 
     def step_mask(self, x: Array, *, value: float, out: Array) -> None:
         indices = plain(x) and x.dtype == np.int64 and float(value).is_integer() and abs(value) < 2**53

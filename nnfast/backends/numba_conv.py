@@ -22,7 +22,7 @@ class NumbaConv(SpatialOperations):
     _numpy: Callable[..., None]
 
     def conv(self, x: Array, W: Array, window: Window, *, groups: int = 1, out: Array) -> None:
-        geometry = _geometry("conv", x, W, window, groups, out) if native(x, W, out) else None
+        geometry = geometry_of("conv", x, W, window, groups, out) if native(x, W, out) else None
         if geometry is None:
             self._numpy("conv", x, W, window, groups=groups, out=out)
             return
@@ -30,7 +30,7 @@ class NumbaConv(SpatialOperations):
         self._emit(*conv_calls.conv_calls(x, W, None, False, geometry, out))
 
     def conv_input_grad(self, dy: Array, W: Array, window: Window, *, groups: int = 1, dx: Array) -> None:
-        geometry = _geometry("conv_input_grad", dx, W, window, groups, dy) if native(dy, W, dx) else None
+        geometry = geometry_of("conv_input_grad", dx, W, window, groups, dy) if native(dy, W, dx) else None
         if geometry is None:
             self._numpy("conv_input_grad", dy, W, window, groups=groups, dx=dx)
             return
@@ -38,7 +38,7 @@ class NumbaConv(SpatialOperations):
         self._emit(*conv_calls.input_grad_calls(dy, W, geometry, dx))
 
     def conv_weight_grad(self, dy: Array, x: Array, window: Window, *, groups: int = 1, dW: Array) -> None:
-        geometry = _geometry("conv_weight_grad", x, dW, window, groups, dy) if native(dy, x, dW) else None
+        geometry = geometry_of("conv_weight_grad", x, dW, window, groups, dy) if native(dy, x, dW) else None
         if geometry is None:
             self._numpy("conv_weight_grad", dy, x, window, groups=groups, dW=dW)
             return
@@ -59,7 +59,7 @@ class NumbaConv(SpatialOperations):
     ) -> None:
         act = activations.get(act)
         usable = self.fused and native(x, W, b, out, saved)
-        geometry = _geometry("conv_act", x, W, window, groups, out) if usable else None
+        geometry = geometry_of("conv_act", x, W, window, groups, out) if usable else None
         if geometry is None:
             super().conv_act(x, W, b, act, window, groups=groups, out=out, saved=saved)
             return
@@ -83,7 +83,7 @@ class NumbaConv(SpatialOperations):
     ) -> None:
         act = activations.get(act)
         usable = self.fused and native(dy, x, W, saved, dx, dW, db)
-        geometry = _geometry("conv_act_grad", x, W, window, groups, dy) if usable else None
+        geometry = geometry_of("conv_act_grad", x, W, window, groups, dy) if usable else None
         if geometry is None:
             super().conv_act_grad(dy, x, W, saved, act, window, groups=groups, dx=dx, dW=dW, db=db)
             return
@@ -101,7 +101,7 @@ class NumbaConv(SpatialOperations):
         self._emit(*calls)
 
 
-def _geometry(method: str, x: Any, W: Any, window: Window, groups: int, out: Any) -> conv_calls.Geometry | None:
+def geometry_of(method: str, x: Any, W: Any, window: Window, groups: int, out: Any) -> conv_calls.Geometry | None:
     """Where the windows lie, with all shapes checked; ``None`` where the kernels do not do it."""
     if x.ndim != 4 or W.ndim != 4:
         raise ValueError(f"{method}: images (n, h, w, c) and kernels (h, w, c, m) are needed, got {x.shape}, {W.shape}")

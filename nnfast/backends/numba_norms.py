@@ -1,10 +1,10 @@
-"""Layer and batch normalisation on Numba kernels."""
+"""Normalisation of 2-d arrays on Numba kernels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.cpu import norms
+from ..kernels.cpu import norms, sequence_rows
 from .base import Array
 from .numba_checks import is_state, matrix, native, shapes, writable
 
@@ -46,6 +46,27 @@ class NumbaNorms:
         shapes("layer_norm_grad", gamma=(gamma, (m,)), dgamma=(dgamma, (m,)), dbeta=(dbeta, (m,)))
         writable("layer_norm_grad", dx=dx, dgamma=dgamma, dbeta=dbeta)
         self._emit(*norms.layer_norm_grad_calls(dy, x, gamma, mean, rstd, dx, dgamma, dbeta))
+
+    def rms_norm(self, x: Array, gamma: Array, *, eps: float, out: Array, rstd: Array) -> None:
+        if not native(x, gamma, out, rstd):
+            self._numpy("rms_norm", x, gamma, eps=eps, out=out, rstd=rstd)
+            return
+        matrix("rms_norm", x=x)
+        n, m = x.shape
+        shapes("rms_norm", gamma=(gamma, (m,)), out=(out, (n, m)), rstd=(rstd, (n,)))
+        writable("rms_norm", out=out, rstd=rstd)
+        self._emit(sequence_rows.rms_norm_call(x, gamma, eps, out, rstd))
+
+    def rms_norm_grad(self, dy: Array, x: Array, gamma: Array, rstd: Array, *, dx: Array | None, dgamma: Array) -> None:
+        if not native(dy, x, gamma, rstd, dx, dgamma):
+            self._numpy("rms_norm_grad", dy, x, gamma, rstd, dx=dx, dgamma=dgamma)
+            return
+        matrix("rms_norm_grad", x=x)
+        n, m = x.shape
+        shapes("rms_norm_grad", dy=(dy, (n, m)), dx=(dx, (n, m)))
+        shapes("rms_norm_grad", gamma=(gamma, (m,)), dgamma=(dgamma, (m,)), rstd=(rstd, (n,)))
+        writable("rms_norm_grad", dx=dx, dgamma=dgamma)
+        self._emit(*sequence_rows.rms_norm_grad_calls(dy, x, gamma, rstd, dx, dgamma))
 
     def batch_norm(
         self, x: Array, gamma: Array, beta: Array, *, eps: float, out: Array, mean: Array, var: Array

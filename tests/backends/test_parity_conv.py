@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnfast.backends import numba_conv
 from nnfast.backends.numba_backend import NumbaBackend
 from nnfast.backends.numpy_backend import NumpyBackend
+from nnfast.kernels.cpu import winograd_calls
 from nnfast.window import Window
 
 NUMPY, NUMBA, COMPOSED = NumpyBackend(), NumbaBackend(), NumbaBackend(fused=False)
@@ -28,6 +30,14 @@ CASES = [
     ((2, 3, 3, 2), (2, 2), 5, {"padding": ((7, 0), (7, 0)), "stride": (9, 9)}, 1),  # all of them
     ((2, 7, 5, 37), (3, 3), 37, SAME, 37),  # depthwise
     ((2, 7, 5, 16), (3, 2), 48, {"stride": (2, 1)}, 16),
+]
+# Those that go by Winograd's method
+WINOGRAD = [
+    ((3, 9, 11, 17), (3, 3), 37, SAME, 1),
+    ((4, 10, 12, 16), (3, 3), 16, {}, 1),
+    ((5, 8, 9, 33), (3, 3), 12, {"padding": ((2, 1), (0, 2))}, 1),
+    ((1, 21, 40, 70), (3, 3), 70, {"padding": ((0, 2), (1, 0))}, 1),  # a row of tiles at a time
+    ((1, 21, 41, 13), (3, 3), 14, {"padding": ((0, 4), (3, 0))}, 1),  # but for the gradient of the images
 ]
 
 
@@ -54,7 +64,7 @@ def _results(bk, case, dtype, act="gelu"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *WINOGRAD], ids=str)
 def test_parity(case, dtype):
     want = _results(NUMPY, case, "float64")
     for backend in (NUMBA, COMPOSED):
@@ -65,6 +75,38 @@ def test_parity(case, dtype):
                 np.testing.assert_allclose(value, want[name], rtol=1e-10, atol=1e-12 * scale, err_msg=name)
             else:  # of the data rounded to float32
                 np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=2e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize(("case", "by_winograd"), [(CASES[0], False), *((case, True) for case in WINOGRAD)], ids=str)
+def test_what_goes_by_winograds_method(case, by_winograd):
+    """Else what the test above says of it would mean nothing."""
+    window, x, W, _, dy = _arrays(case, "float32")
+    geometry = numba_conv.geometry_of("conv", x, W, window, 1, dy)
+    turned = winograd_calls.turned(geometry)
+    assert winograd_calls.pays(len(x), geometry, x.dtype) == by_winograd
+    assert winograd_calls.pays_for_weights(len(x), geometry, x.dtype) == by_winograd
+    if max(window.padding)[0] > 2:
+        assert turned is None
+    else:
+        assert winograd_calls.pays(len(x), turned, x.dtype) == by_winograd
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_a_number_by_winograds_method(value):
+    """The results whose windows see the pixel, and no others, though infinity may become NaN on the way."""
+    window, x, W, _, dy = _arrays(WINOGRAD[0], "float32")
+    x[1, 4, 5, 2] = x[2, 0, 10, 0] = value
+    results = []
+    for bk in (NUMPY, NUMBA):
+        out, dW = np.empty_like(dy), np.empty_like(W)
+        with np.errstate(invalid="ignore"):
+            bk.conv(x, W, window, out=out)
+            bk.conv_weight_grad(dy, x, window, dW=dW)
+        results.append((np.isfinite(out), np.isfinite(dW)))
+    (want, want_dW), (got, got_dW) = results
+    np.testing.assert_array_equal(got, want)
+    assert not got_dW[~want_dW].any()
+    assert got_dW.all(axis=(0, 1, 3)).tolist() == [channel not in (0, 2) for channel in range(17)]
 
 
 @settings(max_examples=40, deadline=None)

@@ -19,8 +19,9 @@ from tests.cuda.test_sequence_kernels import FILES as SEQUENCES
 
 # Odd sizes, which are moved one by one; short rows in packs of 16 bytes; and more columns than a block has threads for
 SHAPES = [(300, 37), (1, 1), (33, 64), (7, 3), (150, 24), (20, 1032)]
-# Where an address does not allow packs, sizes matter less
+# Where an address does not allow packs, sizes matter less; beside float64 one size for each path is enough
 STARTS = [*((shape, 0) for shape in SHAPES), ((300, 37), 1), ((33, 64), 1)]
+FEW_STARTS = [((300, 37), 0), ((20, 1032), 0), ((33, 64), 1)]
 
 # Files whose instantiations are counted in tests of their own
 ELSEWHERE = ("conv", "depthwise", "dropout", "group_norm", "images", "pooling", "rms_norm", *SEQUENCES)
@@ -65,14 +66,18 @@ def compare(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance
         np.testing.assert_allclose(found, value, rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 2e-5)])
 @pytest.mark.parametrize(("shape", "offset"), STARTS, ids=str)
-def test_numbers(dtype: str, tolerance: float, shape: tuple[int, int], offset: int) -> None:
-    compare(run(dtype, shape, offset), expected(shape, dtype), tolerance)
+def test_numbers(shape: tuple[int, int], offset: int) -> None:
+    compare(run("float64", shape, offset), expected(shape, "float64"), 1e-11)
+
+
+@pytest.mark.parametrize(("shape", "offset"), FEW_STARTS, ids=str)
+def test_numbers_of_32_bits(shape: tuple[int, int], offset: int) -> None:
+    compare(run("float32", shape, offset), expected(shape, "float32"), 2e-5)
 
 
 @pytest.mark.parametrize(("half", "tolerance"), [("float16", 2e-3), ("bfloat16", 1.6e-2)])
-@pytest.mark.parametrize(("shape", "offset"), STARTS, ids=str)
+@pytest.mark.parametrize(("shape", "offset"), FEW_STARTS, ids=str)
 def test_numbers_of_16_bits(half: str, tolerance: float, shape: tuple[int, int], offset: int) -> None:
     """Near those of float64 from the same rounded numbers; results that are float32 carry what was rounded before."""
     dtype = getattr(pytest.importorskip("ml_dtypes"), half) if half == "bfloat16" else half
