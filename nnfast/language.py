@@ -53,9 +53,6 @@ class Recipe:
     unknown : float
         Share of the characters that are unknown in training, at random: so a model learns how probable a character is
         that the text does not have, and what to do after one.
-    noise : float
-        Share of the other characters that a model cannot read in training, at random, but has to predict all the same:
-        so it relies less on what it has learned by heart.
     clip_norm : float
         Largest norm of the gradient.
     """
@@ -71,8 +68,7 @@ class Recipe:
     embedding: int = 64
     optimizer: str = "adamw"
     schedule: str = "one_cycle"
-    unknown: float = 0.001
-    noise: float = 0.0
+    unknown: float = 0.02
     clip_norm: float = 1.0
 
     def but(self, **options: Any) -> Recipe:
@@ -88,8 +84,7 @@ class Recipe:
 RECIPES = {
     "charnn": Recipe("charnn", units=256, layers=1, steps=64, batch_size=16, epochs=15, lr=4e-3, dropout=0.3),
     "transformer": Recipe(
-        "transformer", units=128, layers=3, steps=256, batch_size=4, epochs=10, lr=1.5e-3, schedule="cosine",
-        dropout=0.1, unknown=0.02,
+        "transformer", units=128, layers=4, steps=256, batch_size=4, epochs=24, lr=2.5e-3, dropout=0.3
     ),
 }  # fmt: skip
 # Characters that these numbers of epochs are for, and windows of an epoch for each one of a batch, at least
@@ -202,12 +197,10 @@ def train(
     rows = recipe.batch_size
     if recurrent and len(text.train) > recipe.steps:
         rows = min(rows, (len(text.train) - 1) // recipe.steps)  # a short text has fewer parts
-    draw = generator(checked_seed(seed), UNKNOWN)
-    codes = _with_unknown(text.train, "unknown", recipe.unknown, draw)
-    read = _with_unknown(codes, "noise", recipe.noise, draw)
+    codes = _with_unknown(text.train, recipe.unknown, seed)
     # Half of a Transformer's windows begin in the middle of another one: each character is seen at two places
     cut = {"rows": rows} if recurrent else {"stride": -(-recipe.steps // 2)}
-    x, y = windows(read, recipe.steps, **cut)[0], windows(codes, recipe.steps, **cut)[1]
+    x, y = windows(codes, recipe.steps, **cut)
     rate = optimizers.schedules.get({"name": recipe.schedule, "lr": recipe.lr})
     optimizer = optimizers.get(recipe.optimizer, lr=rate, clip_norm=recipe.clip_norm)
     model = network(recipe, len(text.vocabulary))
@@ -229,10 +222,13 @@ def train(
     return model, history
 
 
-def _with_unknown(codes: np.ndarray, name: str, share: float, draw: np.random.Generator) -> np.ndarray:
+def _with_unknown(codes: np.ndarray, share: float, seed: int | None) -> np.ndarray:
     if not 0 <= share < 1:
-        raise ValueError(f"{name} must be a share of the characters in [0, 1), got {share}")
-    return np.where(draw.random(len(codes)) < share, 0, codes) if share else codes
+        raise ValueError(f"the share of unknown characters must be in [0, 1), got {share}")
+    if not share:
+        return codes
+    drawn = generator(checked_seed(seed), UNKNOWN).random(len(codes))
+    return np.where(drawn < share, 0, codes)
 
 
 def sample(
