@@ -91,6 +91,25 @@ def test_what_goes_by_winograds_method(case, by_winograd):
         assert winograd_calls.pays(len(x), turned, x.dtype) == by_winograd
 
 
+@pytest.mark.parametrize("case", [WINOGRAD[0], WINOGRAD[3]], ids=str)
+def test_rounding_by_winograds_method(case):
+    """Each element is within the bound that sums of products have, 8 eps of the sum of their sizes."""
+    window, x, W, _, dy = _arrays(case, "float32")
+
+    def all_of(bk, *arrays):
+        x, W, dy = arrays
+        out, dx, dW = np.empty_like(dy), np.empty_like(x), np.empty_like(W)
+        bk.conv(x, W, window, out=out)
+        bk.conv_input_grad(dy, W, window, dx=dx)
+        bk.conv_weight_grad(dy, x, window, dW=dW)
+        return out, dx, dW
+
+    exact = [a.astype(np.float64) for a in (x, W, dy)]
+    bounds = all_of(NUMPY, *map(np.abs, exact))
+    for got, want, bound in zip(all_of(NUMBA, x, W, dy), all_of(NUMPY, *exact), bounds, strict=True):
+        assert (np.abs(got - want) <= 8 * np.finfo(np.float32).eps * bound).all()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_a_number_by_winograds_method(value):
     """The results whose windows see the pixel, and no others, though infinity may become NaN on the way."""
