@@ -117,6 +117,4 @@ def winograd_weight_calls(dy: np.ndarray, x: np.ndarray, geometry: Geometry, dW:
     ints = np.array([dW.ctypes.data, dW[0, 0].size, parts.ctypes.data, parts.strides[0], len(parts)])
     address = kernel(winograd.winograd_weight_sums, dtype, f"v{micro.vector_bytes()}", **names(dtype))
     parallel = threads.count() > 1 and parts.size >= tuning.PARALLEL_ELEMENTS
-    total = Call(address, ints, np.zeros(1), 9, parallel, keep=(parts, dW), when="late")
-    total.writes = (dW,)
-    return [call, total]
+    return [call, Call(address, ints, np.zeros(1), 9, parallel, keep=(parts, dW), writes=(dW,), when="late")]

@@ -63,6 +63,16 @@ def _results(bk, case, dtype, act="gelu"):
     return {"out": out, "z": z, "relu": relu, "conv": plain, "dx": dx, "dW": dW, "db": db, "dx2": dx2, "dW2": dW2}
 
 
+def _products(bk, window, x, W, dy):
+    """The convolution and its gradients for the images and the weights."""
+    out, dx, dW = np.empty_like(dy), np.empty_like(x), np.empty_like(W)
+    with np.errstate(invalid="ignore"):
+        bk.conv(x, W, window, out=out)
+        bk.conv_input_grad(dy, W, window, dx=dx)
+        bk.conv_weight_grad(dy, x, window, dW=dW)
+    return out, dx, dW
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", [*CASES, *WINOGRAD], ids=str)
 def test_parity(case, dtype):
@@ -96,17 +106,10 @@ def test_rounding_by_winograds_method(case):
     """Each element is within the bound that sums of products have, 8 eps of the sum of their sizes."""
     window, x, W, _, dy = _arrays(case, "float32")
 
-    def all_of(bk, *arrays):
-        x, W, dy = arrays
-        out, dx, dW = np.empty_like(dy), np.empty_like(x), np.empty_like(W)
-        bk.conv(x, W, window, out=out)
-        bk.conv_input_grad(dy, W, window, dx=dx)
-        bk.conv_weight_grad(dy, x, window, dW=dW)
-        return out, dx, dW
-
     exact = [a.astype(np.float64) for a in (x, W, dy)]
-    bounds = all_of(NUMPY, *map(np.abs, exact))
-    for got, want, bound in zip(all_of(NUMBA, x, W, dy), all_of(NUMPY, *exact), bounds, strict=True):
+    bounds = _products(NUMPY, window, *map(np.abs, exact))
+    found, wanted = _products(NUMBA, window, x, W, dy), _products(NUMPY, window, *exact)
+    for got, want, bound in zip(found, wanted, bounds, strict=True):
         assert (np.abs(got - want) <= 8 * np.finfo(np.float32).eps * bound).all()
 
 
@@ -115,14 +118,7 @@ def test_not_a_number_by_winograds_method(value):
     """The results whose windows see the pixel, and no others, though infinity may become NaN on the way."""
     window, x, W, _, dy = _arrays(WINOGRAD[0], "float32")
     x[1, 4, 5, 2] = x[2, 0, 10, 0] = value
-    results = []
-    for bk in (NUMPY, NUMBA):
-        out, dW = np.empty_like(dy), np.empty_like(W)
-        with np.errstate(invalid="ignore"):
-            bk.conv(x, W, window, out=out)
-            bk.conv_weight_grad(dy, x, window, dW=dW)
-        results.append((np.isfinite(out), np.isfinite(dW)))
-    (want, want_dW), (got, got_dW) = results
+    (want, _, want_dW), (got, _, got_dW) = (map(np.isfinite, _products(bk, window, x, W, dy)) for bk in (NUMPY, NUMBA))
     np.testing.assert_array_equal(got, want)
     assert not got_dW[~want_dW].any()
     assert got_dW.all(axis=(0, 1, 3)).tolist() == [channel not in (0, 2) for channel in range(17)]
@@ -151,15 +147,8 @@ def test_not_a_number_comes_through():
     window, x, W, _, dy = _arrays(CASES[0], "float32")
     x[0, 4, 5, 2] = np.nan
     x[1, 0, 0, 0] = np.inf
-    results = []
-    for bk in (NUMPY, NUMBA):
-        out, dW = np.empty_like(dy), np.empty_like(W)
-        with np.errstate(invalid="ignore"):
-            bk.conv(x, W, window, out=out)
-            bk.conv_weight_grad(dy, x, window, dW=dW)
-        results.append((np.isnan(out), np.isnan(dW)))
-    for want, got in zip(*results, strict=True):
-        np.testing.assert_array_equal(got, want)
+    for want, got in zip(*(_products(bk, window, x, W, dy) for bk in (NUMPY, NUMBA)), strict=True):
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     clean = np.empty_like(dy)
     NUMBA.conv(np.nan_to_num(x, posinf=0.0), W, window, out=clean)
     assert np.isfinite(clean).all()
