@@ -89,8 +89,8 @@ def tile_results(first, end, products, plane, bias, rectified, out, line, pixel,
                 STORE(to + pixel, right, there)
 
 
-def tile_gradients(first, end, dz, line, pixel, rows, columns, to, plane):
-    """``A dz A'`` of up to 2 x 2 gradients, a number to each plane."""
+def tile_gradients(first, end, to, plane, _bias, _rectified, dz, line, pixel, rows, columns):
+    """``A dz A'`` of up to 2 x 2 gradients, a number to each plane; arguments as those of :func:`tile_results`."""
     for channel in range(first, end, LANES):
         there = THERE(end - channel)
         at, zero = channel * T_SIZE, SPLAT(T(0.0))
@@ -127,14 +127,28 @@ def strip_values(I, image, first, lines, to):
             to += I[VALUE_ROW] * T_SIZE
 
 
+def strip_results(I, task, first, lines, planes):
+    """TILE, which is :func:`tile_results` or :func:`tile_gradients`, for some rows of tiles."""
+    pixel = I[FILTERS] * T_SIZE
+    line = I[OUT_COLUMNS] * pixel
+    for i in range(first, first + lines):
+        place = I[RESULT] + task * I[RESULT_BYTES] + 2 * i * line
+        rows = min(2, I[OUT_ROWS] - 2 * i)
+        for j in range(I[ACROSS]):
+            columns = min(2, I[OUT_COLUMNS] - 2 * j)
+            TILE(
+                0, I[FILTERS], planes, I[PRODUCT_PLANE], I[BIAS], I[RECTIFIED], place, line, pixel, rows, columns
+            )  # fmt: skip
+            place += 2 * pixel
+            planes += pixel
+
+
 def winograd_image(I, F, task):
     """``out = f(windows W + b)``."""
     image = BORDERED_IMAGE(I, task)
     part = task // I[PER_TASK]
     values, products = I[VALUES] + part * I[VALUES_BYTES], I[PRODUCTS] + part * I[PRODUCTS_BYTES]
     channels, filters = I[CHANNELS], I[FILTERS]
-    result = filters * T_SIZE
-    line_out = I[OUT_COLUMNS] * result
     for first in range(0, I[DOWN], I[LINES]):
         lines = min(I[LINES], I[DOWN] - first)
         STRIP_VALUES(I, image, first, lines, values)
@@ -143,17 +157,7 @@ def winograd_image(I, F, task):
                 lines * I[ACROSS], filters, channels, values + point * I[VALUE_PLANE], 0, I[VALUE_ROW], 1,
                 I[WEIGHTS] + point * I[WEIGHT_BYTES], 1, 0, products + point * I[PRODUCT_PLANE], filters, 0, 0, 0,
             )  # fmt: skip
-        found = products
-        for i in range(first, first + lines):
-            out = I[RESULT] + task * I[RESULT_BYTES] + 2 * i * line_out
-            rows = min(2, I[OUT_ROWS] - 2 * i)
-            for j in range(I[ACROSS]):
-                columns = min(2, I[OUT_COLUMNS] - 2 * j)
-                TILE_RESULTS(
-                    0, filters, found, I[PRODUCT_PLANE], I[BIAS], I[RECTIFIED], out, line_out, result, rows, columns
-                )
-                out += 2 * result
-                found += result
+        STRIP_RESULTS(I, task, first, lines, products)
 
 
 def winograd_weight_image(I, F, task):
@@ -162,26 +166,16 @@ def winograd_weight_image(I, F, task):
     part = task // I[PER_TASK]
     values, gradients = I[VALUES] + part * I[VALUES_BYTES], I[PRODUCTS] + part * I[PRODUCTS_BYTES]
     channels, filters = I[CHANNELS], I[FILTERS]
-    result = filters * T_SIZE
-    line_out = I[OUT_COLUMNS] * result
     for first in range(0, I[DOWN], I[LINES]):
         lines = min(I[LINES], I[DOWN] - first)
         STRIP_VALUES(I, image, first, lines, values)
-        to = gradients
-        for i in range(first, first + lines):
-            dz = I[RESULT] + task * I[RESULT_BYTES] + 2 * i * line_out
-            rows = min(2, I[OUT_ROWS] - 2 * i)
-            for j in range(I[ACROSS]):
-                columns = min(2, I[OUT_COLUMNS] - 2 * j)
-                TILE_GRADIENTS(0, filters, dz, line_out, result, rows, columns, to, I[PRODUCT_PLANE])
-                dz += 2 * result
-                to += result
+        STRIP_GRADIENTS(I, task, first, lines, gradients)
         how = 0 if first == 0 and task % I[PER_TASK] == 0 else ADD
         for point in range(POINTS):
             MULTIPLY(
                 channels, filters, lines * I[ACROSS], values + point * I[VALUE_PLANE], 0, 1, I[VALUE_ROW],
                 gradients + point * I[PRODUCT_PLANE], 0, filters,
-                I[PARTS] + part * I[PART_BYTES] + point * channels * result, filters, how, 0, 0,
+                I[PARTS] + part * I[PART_BYTES] + point * channels * filters * T_SIZE, filters, how, 0, 0,
             )  # fmt: skip
 
 
@@ -232,7 +226,7 @@ def winograd_weight_sums(I, F, task):
 def kernel_names(dtype: np.dtype[Any]) -> dict[str, Any]:
     """What the templates here call, for a dtype."""
     blocks = product.blocking(dtype)
-    values = over_channels(tile_values, dtype)
+    values, results, gradients = (over_channels(body, dtype) for body in (tile_values, tile_results, tile_gradients))
     return {
         **conv.room_names(dtype),
         "ADD": micro.ADD,
@@ -240,6 +234,6 @@ def kernel_names(dtype: np.dtype[Any]) -> dict[str, Any]:
         "PACK_COLUMNS": blocks.pack_columns,
         "FACTOR": function(factor, dtype),
         "STRIP_VALUES": function(strip_values, dtype, inline=False, TILE_VALUES=values),
-        "TILE_RESULTS": over_channels(tile_results, dtype),
-        "TILE_GRADIENTS": over_channels(tile_gradients, dtype),
+        "STRIP_RESULTS": function(strip_results, dtype, "results", inline=False, TILE=results),
+        "STRIP_GRADIENTS": function(strip_results, dtype, "gradients", inline=False, TILE=gradients),
     }
