@@ -171,10 +171,12 @@ def test_kernels_import_little(module: str) -> None:
         "remembered": set(),
         "cuda": {"numpy", "cupy", "cupyx", "cuda", "platformdirs"},
     }.get(module.split(".")[1] if "." in module else "", set())
-    # Products by BLAS, and nothing else, need these
-    extra = {"kernels.cpu.blas_product": {"scipy", "threadpoolctl"}, "kernels.cpu.threads": {"threadpoolctl"}}.get(
-        module, set()
-    )
+    # Products by BLAS, and convolutions by cuDNN, and nothing else, need these
+    extra = {
+        "kernels.cpu.blas_product": {"scipy", "threadpoolctl"},
+        "kernels.cpu.threads": {"threadpoolctl"},
+        "kernels.cuda.cudnn_graphs": {"cudnn"},
+    }.get(module, set())
     own, others = _imported(module)
     assert others <= allowed | extra | SUITE
     assert all(name.partition(".")[0] == "kernels" for name in own)

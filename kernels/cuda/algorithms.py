@@ -1,15 +1,17 @@
-"""The algorithms that were chosen for matrix products, remembered on disk for each GPU and cuBLASLt version."""
+"""What was chosen of a library's algorithms, remembered on disk for each GPU and version of the library."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..remembered import Remembered
 from .cublaslt import Algorithm
 
-__all__ = ["Algorithms"]
+__all__ = ["Algorithms", "table"]
 
 _BYTES = 64  # of an algorithm
 
@@ -22,6 +24,26 @@ def _folder() -> Path:
 
 def _good(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{2 * _BYTES}}}", value) is not None
+
+
+def table(library: str, gpu: str, version: int, good: Callable[[Any], bool], folder: Path | None = None) -> Remembered:
+    """What was chosen of a library of that version, on this GPU.
+
+    Parameters
+    ----------
+    library : str
+        Its name.
+    gpu : str
+        The GPU's name and capability.
+    version : int
+        The library's.
+    good : callable
+        Whether a value is one that can be used.
+    folder : Path, optional
+        Where the file is; by default ``NNFAST_CACHE`` or the user's cache folder.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", gpu).strip("-").lower()
+    return Remembered((folder or _folder()) / f"{library}-{version}-{name}.json", good)
 
 
 class Algorithms:
@@ -40,9 +62,8 @@ class Algorithms:
     """
 
     def __init__(self, gpu: str, version: int, folder: Path | None = None) -> None:
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", gpu).strip("-").lower()
-        self.path = (folder or _folder()) / f"cublaslt-{version}-{name}.json"
-        self._table = Remembered(self.path, _good)
+        self._table = table("cublaslt", gpu, version, _good, folder)
+        self.path = self._table.path
 
     def get(self, key: str) -> Algorithm | None:
         """What was chosen for the problem `key`."""

@@ -1,5 +1,7 @@
 """Convolution on a GPU: one kernel each for the result and its gradients, with bias and activation at its end.
 
+Where cuDNN is installed and faster for a shape, it computes instead (``cupy_cudnn.py``).
+
 The kernels multiply matrices of which one is gathered from the image on the way (``conv.cu``); a window of one pixel is
 a product as it stands, and goes through the linear layers' way; one that sees a single channel has kernels of its own.
 A method returns ``NotImplemented`` for what no kernel supports; the backend then uses CuPy's own operations.
@@ -15,6 +17,7 @@ from ..activations import Activation
 from ..kernels.cuda import loader
 from ..window import Window
 from .base import Array
+from .cupy_cudnn import CudaCudnn
 from .cupy_layers import packed, same
 from .cupy_spatial import over, window_numbers
 
@@ -27,7 +30,7 @@ _MOST_SUMS, _FEWEST_PIXELS = 1 << 24, 512
 _NUMBERS = {name: number for number, name in enumerate(loader.ACTIVATIONS)}
 
 
-class CudaConv:
+class CudaConv(CudaCudnn):
     """Mixin of :class:`~nnfast.backends.cupy_backend.CupyBackend`."""
 
     _kernels: loader.Kernels
@@ -85,18 +88,23 @@ class CudaConv:
             z = None if saved is None else _rows(saved)
             self.linear_act(_rows(x), W[0, 0], b, act, out=_rows(out), saved=z)
             return None
-        softmax = act.name == "softmax"
-        function = (0, 0.0) if softmax else (_NUMBERS[act.name], float(act.alpha))
-        numbers = window_numbers(window, x, out)
-        if _depthwise(x, groups):
-            n, _, _, c = x.shape
-            shape = self._kernels.flat(out.size * out.dtype.itemsize // 16, per_thread=1)
-            arguments = (x, W, b, saved, out, n, c, W.shape[3] // c, *function, *numbers)
-            self._launch("depthwise", "depthwise", (t,), shape, *arguments)
-        else:
-            self._convolve(t, x, W, b, saved, out, groups, 1, *function, numbers)
-        if softmax:
-            self._rows(t, "softmax", out, out, out)
+
+        def own() -> None:
+            softmax = act.name == "softmax"
+            function = (0, 0.0) if softmax else (_NUMBERS[act.name], float(act.alpha))
+            numbers = window_numbers(window, x, out)
+            if _depthwise(x, groups):
+                n, _, _, c = x.shape
+                shape = self._kernels.flat(out.size * out.dtype.itemsize // 16, per_thread=1)
+                arguments = (x, W, b, saved, out, n, c, W.shape[3] // c, *function, *numbers)
+                self._launch("depthwise", "depthwise", (t,), shape, *arguments)
+            else:
+                self._convolve(t, x, W, b, saved, out, groups, 1, *function, numbers)
+            if softmax:
+                self._rows(t, "softmax", out, out, out)
+
+        if not self._cudnn_forward(t, x, W, b, act, saved, out, window, groups, own):
+            own()
         return None
 
     def conv_act_grad(
@@ -207,6 +215,15 @@ class CudaConv:
         """The gradient with respect to the image."""
         if dx.size == 0:
             return
+
+        def own() -> None:
+            self._own_image(t, dy, W, window, groups, dx)
+
+        if not self._cudnn_image(t, dy, W, window, groups, dx, own):
+            own()
+
+    def _own_image(self, t: str, dy: Array, W: Array, window: Window, groups: int, dx: Array) -> None:
+        """By the kernels here."""
         numbers = window_numbers(window, dx, dy)
         n, _, _, c = dx.shape
         if _depthwise(dx, groups):
@@ -215,13 +232,20 @@ class CudaConv:
             self._launch("depthwise", "depthwise_dx", (t,), shape, *arguments)
             return
         turned = self._scratch(f"turned {W.dtype.char}", W.size, W.dtype)
-        channels, out_channels = W.shape[2], W.shape[3] // groups
-        blocks = prod(window.size) * groups * -(-channels // 32) * -(-out_channels // 32)
-        self._launch("conv", "turn_weights", (t,), ((blocks,), (256,)), W, turned, groups, channels, out_channels)
+        self._turn(t, W, turned, W.shape[2], W.shape[3] // groups, prod(window.size), groups)
         self._convolve(t, dy, turned, None, None, dx, groups, prod(window.stride), 0, 0.0, numbers, backward=1)
 
     def _weights(self, t: str, dy: Array, x: Array, window: Window, groups: int, dW: Array) -> None:
-        """The gradient with respect to the weights: of chunks of pixels, added up in their order."""
+        """The gradient with respect to the weights."""
+
+        def own() -> None:
+            self._own_weights(t, dy, x, window, groups, dW)
+
+        if not self._cudnn_weights(t, dy, x, window, groups, dW, own):
+            own()
+
+    def _own_weights(self, t: str, dy: Array, x: Array, window: Window, groups: int, dW: Array) -> None:
+        """By the kernels here: of chunks of pixels, added up in their order."""
         numbers = window_numbers(window, x, dy)
         n, _, _, c = x.shape
         pixels, m, taps = n * prod(dy.shape[1:3]), dW.shape[3], prod(window.size)

@@ -56,7 +56,7 @@ class CudaLinear:
     _scratch: Any
     _product: Any
     _recording: Any
-    _cupy: Any
+    _milliseconds: Any
     epilogues: Any
     gemm: Any
     zeros: Any
@@ -219,18 +219,4 @@ class CudaLinear:
 
     def _faster(self, one: Callable[[], Any], other: Callable[[], Any]) -> bool:
         """Whether `one` takes less time than `other` on the current stream."""
-        cuda = self._cupy.cuda
-
-        def milliseconds(work: Callable[[], Any]) -> float:
-            work()
-            best = float("inf")
-            for _ in range(3):
-                start, end = cuda.Event(), cuda.Event()
-                start.record()
-                work()
-                end.record()
-                end.synchronize()
-                best = min(best, float(cuda.get_elapsed_time(start, end)))
-            return best
-
-        return milliseconds(one) <= milliseconds(other)
+        return bool(self._milliseconds(one) <= self._milliseconds(other))

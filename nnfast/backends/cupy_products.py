@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,10 +67,13 @@ class CudaProducts(CupyArrays):
             _log.warning("products go through CuPy, and steps are not captured in graphs: %s", error)
             return None
 
-    def _remembered(self, library: Library) -> Algorithms:
+    def _gpu(self) -> str:
+        """The GPU's name and capability."""
         properties = self._cupy.cuda.runtime.getDeviceProperties(self._index)
-        gpu = f"{properties['name'].decode()} {properties['major']}.{properties['minor']}"
-        return Algorithms(gpu, library.version)
+        return f"{properties['name'].decode()} {properties['major']}.{properties['minor']}"
+
+    def _remembered(self, library: Library) -> Algorithms:
+        return Algorithms(self._gpu(), library.version)
 
     @contextmanager
     def rounding(self) -> Iterator[None]:
@@ -162,7 +165,7 @@ class CudaProducts(CupyArrays):
         if not trial:
             return plan
         try:
-            plan.choose(lambda algorithm: self._seconds(plan, addresses, algorithm))
+            plan.choose(lambda algorithm: self._milliseconds(lambda: plan.run(*addresses, algorithm=algorithm)))
         except CublasLtError as error:
             _log.info("cuBLASLt cannot compute %s: %s", problem, error)
             return None
@@ -177,14 +180,14 @@ class CudaProducts(CupyArrays):
             return False
         return True
 
-    def _seconds(self, plan: Plan, addresses: _Addresses, algorithm: Algorithm) -> float:
-        """Time of a run on the current stream."""
+    def _milliseconds(self, work: Callable[[], Any]) -> float:
+        """Time of `work` on the current stream, after a first run."""
         cuda = self._cupy.cuda
-        plan.run(*addresses, algorithm=algorithm)
+        work()
         start, end = cuda.Event(), cuda.Event()
         start.record()
         for _ in range(_RUNS):
-            plan.run(*addresses, algorithm=algorithm)
+            work()
         end.record()
         end.synchronize()
-        return float(cuda.get_elapsed_time(start, end)) / _RUNS * 1e-3
+        return float(cuda.get_elapsed_time(start, end)) / _RUNS

@@ -12,7 +12,7 @@ import click
 from .common import echo, emit_json, output_options, print_table, version
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "tbb", "safetensors", "scikit-learn", "matplotlib", "pyarrow")
-CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvidia-cudnn-frontend", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
 
 
 @click.command("info", short_help="Show devices, versions and libraries, or what a model is.")

@@ -19,7 +19,10 @@ from nnfast.backends import formulas
 from nnfast.backends.cupy_backend import CupyBackend
 from nnfast.kernels.cuda.algorithms import Algorithms
 from nnfast.kernels.cuda.cublaslt_library import Library
+from nnfast.kernels.cuda.cudnn_graphs import Library as ConvolutionLibrary
+from nnfast.kernels.remembered import Remembered
 from tests.cuda.fake_cublaslt import FakeLibrary
+from tests.cuda.fake_cudnn import FakeCudnn, FakePlan
 from tests.cuda.fake_cupy import Counts, FakeArray, FakeCupy
 from tests.cuda.host_shim import host_shim, unavailable
 
@@ -45,6 +48,10 @@ class EmulatedBackend(CupyBackend):
     _cupy: FakeCupy
 
     multiprocessors = 2
+    #: Of cuDNN; ``None``: it is not installed
+    plans: list[FakePlan] | None = None
+    #: Where the choices between these and the kernels are remembered
+    choices: Path | None = None
 
     def _import_cupy(self, index: int) -> Any:
         formulas.erf = _erf
@@ -55,6 +62,12 @@ class EmulatedBackend(CupyBackend):
 
     def _remembered(self, library: Library) -> Algorithms:
         return Algorithms("emulated", library.version, Path(_memory().name))
+
+    def _open_cudnn(self) -> ConvolutionLibrary | None:
+        return None if self.plans is None else ConvolutionLibrary(FakeCudnn(self._cupy, self.plans))
+
+    def _remembered_convolutions(self, library: ConvolutionLibrary) -> Remembered:
+        return Remembered(self.choices, lambda value: isinstance(value, str))
 
     @property
     def counts(self) -> Counts:
