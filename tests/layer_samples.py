@@ -52,6 +52,8 @@ SAMPLES: list[tuple[Layer, Any]] = [
     (nf.ZeroPadding2D((1, (0, 2))), IMAGE),
     (nf.UpSampling1D(3, name="up"), STEPS),
     (nf.UpSampling2D((1, 2)), IMAGE),
+    (nf.UpSampling1D(2, "linear"), STEPS),
+    (nf.UpSampling2D((3, 2), "bilinear", name="up"), IMAGE),
     # Sequences
     (nf.SimpleRNN(3, "relu", return_sequences=True, reverse=True, initializer="he_normal"), STEPS),
     (nf.GRU(3, reset_after=False, bias_initializer="ones", name="gru"), STEPS),

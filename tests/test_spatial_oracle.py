@@ -225,6 +225,21 @@ def test_sizes(backend):
 
 
 @dtypes
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (5, 1)], ids=str)
+@pytest.mark.parametrize("factors", [1, 2, 3, (1, 4), (5, 2)], ids=str)
+def test_interpolation(backend, factors, size, dtype):
+    scales = tuple(map(float, factors)) if isinstance(factors, tuple) else float(factors)
+    larger = lambda x, W, b: last(F.interpolate(first(x), scale_factor=scales, mode="bilinear"))  # noqa: E731
+    compare(nf.UpSampling2D(factors, "bilinear"), larger, (*size, 5), backend, dtype)
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(1, 5), (2, 1), (3, 7), (4, 3)])
+def test_interpolation_of_sequences(backend, factor, steps):
+    longer = lambda x, W, b: last(F.interpolate(first(x), scale_factor=float(factor), mode="linear"))  # noqa: E731
+    compare(nf.UpSampling1D(factor, "linear"), longer, (steps, 3), backend)
+
+
+@dtypes
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
 @pytest.mark.parametrize(
     ("shape", "groups"), [((4, 5, 6), 1), ((4, 5, 6), 3), ((3, 3, 8), 8), ((7, 12), 4), ((1, 1, 40), 2)], ids=str
@@ -275,6 +290,7 @@ def test_layers_of_keras(keras):
         (6, 7, 3),
         lambda W: W.reshape(3, 3, 3, 2),
     )
+    like_keras(k.UpSampling2D((2, 3), interpolation="bilinear"), nf.UpSampling2D((2, 3), "bilinear"), (4, 3, 2))
     for window, stride, padding in ((4, 3, "same"), (2, 3, "valid")):
         mine = nf.Conv2DTranspose(3, window, stride=stride, padding=padding)
         like_keras(k.Conv2DTranspose(3, window, strides=stride, padding=padding), mine, (4, 5, 2))

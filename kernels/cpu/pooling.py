@@ -1,7 +1,7 @@
 """Pooling of images, channels last: each window's vectors of channels stay in registers.
 
-Upsampling is here too: it spreads each pixel over a window of the result as the gradient of average pooling does, and
-its own gradient adds up windows as average pooling does.
+Upsampling that repeats pixels is here too: it spreads each pixel over a window of the result as the gradient of average
+pooling does, and its own gradient adds up windows as average pooling does.
 """
 
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py and vectors.py

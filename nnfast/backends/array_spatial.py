@@ -10,6 +10,11 @@ from .array_conv import places
 from .base import Array
 
 
+def _shares(factor: int) -> list[tuple[int, float]]:
+    """For each place of a pixel's block: the neighbour that is nearest, -1 or 1, and its share of the value."""
+    return [(1 if off > 0 else -1, abs(off) / (2 * factor)) for off in range(1 - factor, factor, 2)]
+
+
 class ArraySpatial:
     """The part of :class:`~nnfast.backends.array_backend.ArrayBackend` for images, but for convolution."""
 
@@ -76,6 +81,35 @@ class ArraySpatial:
     def upsample_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> None:
         n, h, w, c = dx.shape
         dx[...] = self._wide(dy).reshape(n, h, factors[0], w, factors[1], c).sum(axis=(2, 4))
+
+    def upsample_bilinear(self, x: Array, factors: tuple[int, int], *, out: Array) -> None:
+        out[...] = self._interpolated(self._interpolated(self._wide(x), factors[0], 1), factors[1], 2)
+
+    def upsample_bilinear_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> None:
+        dx[...] = self._interpolated_grad(self._interpolated_grad(self._wide(dy), factors[1], 2), factors[0], 1)
+
+    def _interpolated(self, x: Array, factor: int, axis: int) -> Array:
+        """`x` with `factor` places for each pixel along `axis`."""
+        xp, x = self.xp, x.swapaxes(0, axis)
+        neighbours = {-1: xp.concatenate([x[:1], x[:-1]]), 1: xp.concatenate([x[1:], x[-1:]])}
+        places = [(1.0 - w) * x + w * neighbours[side] if w else x for side, w in _shares(factor)]
+        return xp.stack(places, 1).reshape(len(x) * factor, *x.shape[1:]).swapaxes(0, axis)
+
+    def _interpolated_grad(self, dy: Array, factor: int, axis: int) -> Array:
+        """The gradient of :meth:`_interpolated`."""
+        xp, dy = self.xp, dy.swapaxes(0, axis)
+        blocks = dy.reshape(len(dy) // factor, factor, *dy.shape[1:])
+        dx = xp.zeros((len(blocks), *dy.shape[1:]), dy.dtype)
+        for k, (side, w) in enumerate(_shares(factor)):
+            dx += (1.0 - w) * blocks[:, k]
+            neighbours = w * blocks[:, k] if w else xp.zeros_like(dx)
+            if side < 0:
+                dx[:-1] += neighbours[1:]
+                dx[:1] += neighbours[:1]
+            else:
+                dx[1:] += neighbours[:-1]
+                dx[-1:] += neighbours[-1:]
+        return dx.swapaxes(0, axis)
 
     # ---- normalisation and noise ----------------------------------------------------------------------
     def group_norm(

@@ -112,6 +112,20 @@ class CudaSpatial:
         self._per_pack(dx, "images", "upsample_grad", t, dy, dx, *dx.shape, *factors)
         return None
 
+    def upsample_bilinear(self, x: Array, factors: tuple[int, int], *, out: Array) -> Any:
+        t = self._type(x, out)
+        if t is None or not _enlarged(x, factors, out):
+            return NotImplemented
+        self._per_pack(out, "images", "upsample_bilinear", t, x, out, *x.shape, *factors)
+        return None
+
+    def upsample_bilinear_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> Any:
+        t = self._type(dy, dx)
+        if t is None or not _enlarged(dx, factors, dy):
+            return NotImplemented
+        self._per_pack(dx, "images", "upsample_bilinear_grad", t, dy, dx, *dx.shape, *factors)
+        return None
+
     # ---- noise ------------------------------------------------------------------------------------
     def spatial_dropout(self, x: Array, state: Array, *, rate: float, stream: int, out: Array) -> Any:
         t = self._type(x, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.cpu import group_norm, images, pooling
+from ..kernels.cpu import bilinear, group_norm, images, pooling
 from ..random import keep_threshold
 from ..window import Window
 from .base import Array
@@ -117,6 +117,24 @@ class NumbaSpatial:
         _scaled("upsample_grad", dx, factors, dy, "dy")
         writable("upsample_grad", dx=dx)
         self._emit(pooling.sum_pool_call(dy, Window(factors, factors), 1.0, dx))
+
+    def upsample_bilinear(self, x: Array, factors: tuple[int, int], *, out: Array) -> None:
+        if not native(x, out):
+            self._numpy("upsample_bilinear", x, factors, out=out)
+            return
+        _images("upsample_bilinear", x=x)
+        _scaled("upsample_bilinear", x, factors, out, "out")
+        writable("upsample_bilinear", out=out)
+        self._emit(bilinear.interpolate_call(x, factors, out))
+
+    def upsample_bilinear_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> None:
+        if not native(dy, dx):
+            self._numpy("upsample_bilinear_grad", dy, factors, dx=dx)
+            return
+        _images("upsample_bilinear_grad", dx=dx)
+        _scaled("upsample_bilinear_grad", dx, factors, dy, "dy")
+        writable("upsample_bilinear_grad", dx=dx)
+        self._emit(bilinear.interpolate_grad_call(dy, factors, dx))
 
     # ---- normalisation and noise ------------------------------------------------------------------
     def group_norm(

@@ -134,6 +134,19 @@ class SpatialOperations(ABC):
     def upsample_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> None:
         """The gradient of :meth:`upsample`: sums over blocks of `factors` pixels."""
 
+    @abstractmethod
+    def upsample_bilinear(self, x: Array, factors: tuple[int, int], *, out: Array) -> None:
+        """As :meth:`upsample`, with what lies between pixels interpolated, first between rows, then between columns.
+
+        Along an axis enlarged f times, place k of pixel p's block has ``(1 - w) x[p] + w x[p']``, where
+        ``w = |2 k + 1 - f| / (2 f)`` and p' is the neighbour on that side, at the border p itself: centres of pixels
+        are at halves, as in PyTorch without ``align_corners``. What has no share does not count, even where not finite.
+        """
+
+    @abstractmethod
+    def upsample_bilinear_grad(self, dy: Array, factors: tuple[int, int], *, dx: Array) -> None:
+        """The gradient of :meth:`upsample_bilinear`, its adjoint."""
+
     # ---- normalisation and noise ----------------------------------------------------------------------
     @abstractmethod
     def group_norm(

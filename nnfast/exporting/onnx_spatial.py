@@ -127,6 +127,8 @@ def upsampling(node: Node) -> str:
     scales = g.constant(np.array([1, 1, *spread(node.layer.size, axes)], np.float32), "scales")
     x = g.channels_first(node.x, node.rank)
     options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if node.layer.interpolation != "nearest":
+        options = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     return g.channels_last(g.node("Resize", x, "", scales, **options), node.rank)
 
 

@@ -189,11 +189,13 @@ def _zero_pad_2d(part: Any) -> Layer | None:
 
 
 def _upsample(part: Any) -> Layer | None:
-    factors = part.scale_factor
-    sizes = factors if isinstance(factors, tuple) else (factors, factors)
-    if part.mode != "nearest" or any(n is None or int(n) != n for n in sizes):
+    factors, mode = part.scale_factor, part.mode
+    # One number says nothing of the axes, but the mode may
+    sizes = factors if isinstance(factors, tuple) else (factors,) * (1 if mode == "linear" else 2)
+    layer = UpSampling1D if len(sizes) == 1 else UpSampling2D
+    if mode not in layer.interpolations or part.align_corners or any(n is None or int(n) != n for n in sizes):
         return None
-    return UpSampling1D(int(sizes[0])) if len(sizes) == 1 else UpSampling2D(tuple(map(int, sizes)))
+    return layer(tuple(map(int, sizes)), mode)
 
 
 def _batch_norm(part: Any) -> Layer | None:

@@ -179,7 +179,8 @@ def _zero_padding(place: Place, own: Own) -> list[nn.Module]:
 
 def _upsampling(place: Place, own: Own) -> list[nn.Module]:
     layer: Any = place.built.layer
-    return [nn.Upsample(scale_factor=tuple(map(float, spread(layer.size, layer.axes))), mode="nearest")]
+    # Modes have the names of interpolations
+    return [nn.Upsample(scale_factor=tuple(map(float, spread(layer.size, layer.axes))), mode=layer.interpolation)]
 
 
 def _batch_norm(place: Place, own: Own) -> list[nn.Module]:

@@ -109,27 +109,46 @@ class ZeroPadding1D(ZeroPadding2D):
 
 
 class UpSampling2D(Layer):
-    """Each pixel becomes a block of equal ones: ``y[n, i, j] = x[n, i // down, j // across]``.
+    """Each pixel becomes a block: of equal ones, or with what lies between centres of pixels interpolated.
 
     Parameters
     ----------
     size : int or tuple of int
         Height and width of the blocks.
+    interpolation : {"nearest", "bilinear"}
+        "nearest": ``y[n, i, j] = x[n, i // down, j // across]``. "bilinear": along each axis the mean of the two pixels
+        whose centres are nearest, weighted by how near they are; beyond the outer centres the outer pixel.
     name : str, optional
         Name of the layer in the model.
+
+    Raises
+    ------
+    ValueError
+        If `size` is less than 1, or there is no such interpolation.
 
     Notes
     -----
     Shapes: `x` (n, height, width, channels), `y` (n, height * down, width * across, channels).
+
+    Along an axis of f times as many pixels, pixel i has the coordinate ``(i + 1/2) / f - 1/2`` between those of `x`, as
+    in Keras's layer of this name and in PyTorch's ``Upsample`` with ``align_corners=False``.
     """
 
     replayable = True
     needs_input = needs_output = False
     passes_mask = False
     axes: ClassVar[int] = 2
+    interpolations: ClassVar[tuple[str, str]] = ("nearest", "bilinear")
 
-    def __init__(self, size: int | tuple[int, ...] = 2, *, name: str | None = None) -> None:
-        self.size = per_axis(size, self.axes, f"{type(self).__name__}: size")
+    def __init__(
+        self, size: int | tuple[int, ...] = 2, interpolation: str = "nearest", *, name: str | None = None
+    ) -> None:
+        who = type(self).__name__
+        self.size = per_axis(size, self.axes, f"{who}: size")
+        if interpolation not in self.interpolations:
+            choices = " or ".join(map(repr, self.interpolations))
+            raise ValueError(f"{who}: interpolation must be {choices}, got {interpolation!r}")
+        self.interpolation = interpolation
         self.name = name
 
     def _factors(self) -> tuple[int, int]:
@@ -142,22 +161,31 @@ class UpSampling2D(Layer):
         return (*(n * factor for n, factor in zip(spatial, spread(self.size, self.axes), strict=True)), channels)
 
     def forward(self, bk: Backend, x: Array, y: Array) -> None:
-        bk.upsample(as_image(x), self._factors(), out=as_image(y))
+        method = bk.upsample if self.interpolation == "nearest" else bk.upsample_bilinear
+        method(as_image(x), self._factors(), out=as_image(y))
 
     def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
         if dx is not None:
-            bk.upsample_grad(as_image(dy), self._factors(), dx=as_image(dx))
+            method = bk.upsample_grad if self.interpolation == "nearest" else bk.upsample_bilinear_grad
+            method(as_image(dy), self._factors(), dx=as_image(dx))
 
 
 class UpSampling1D(UpSampling2D):
-    """Each step becomes several equal ones: ``y[n, t] = x[n, t // size]``.
+    """Each step becomes several: equal ones, or with what lies between steps interpolated.
 
     Parameters
     ----------
     size : int
         How many.
+    interpolation : {"nearest", "linear"}
+        "nearest": ``y[n, t] = x[n, t // size]``. "linear": as "bilinear" of :class:`UpSampling2D`, along the one axis.
     name : str, optional
         Name of the layer in the model.
+
+    Raises
+    ------
+    ValueError
+        If `size` is less than 1, or there is no such interpolation.
 
     Notes
     -----
@@ -165,3 +193,4 @@ class UpSampling1D(UpSampling2D):
     """
 
     axes = 1
+    interpolations = ("nearest", "linear")

@@ -77,7 +77,10 @@ def _sizes(ops: Operations, x: Any, n: int, c: int) -> None:
     ops._call("pad", x, 2, 1, out=larger)
     ops._call("crop", ops._data(n, h + 3, w + 1, c), 2, 1, out=ops._out("crop", n, h, w, c))
     ops._call("upsample", x, (2, 3), out=ops._out("upsample", n, 2 * h, 3 * w, c))
-    ops._call("upsample_grad", ops._data(n, 2 * h, 3 * w, c), (2, 3), dx=ops._out("upsample dx", n, h, w, c))
+    dy = ops._data(n, 2 * h, 3 * w, c)
+    ops._call("upsample_grad", dy, (2, 3), dx=ops._out("upsample dx", n, h, w, c))
+    ops._call("upsample_bilinear", x, (2, 3), out=ops._out("upsample_bilinear", n, 2 * h, 3 * w, c))
+    ops._call("upsample_bilinear_grad", dy, (2, 3), dx=ops._out("upsample_bilinear dx", n, h, w, c))
 
 
 def _normalisation(ops: Operations, n: int, c: int) -> None:

@@ -119,6 +119,38 @@ def test_upsample(rng, dtype, c, factors):
     close(got, want, dtype, GRADIENT)
 
 
+@dtypes
+@channels
+@pytest.mark.parametrize("factors", [(1, 1), (2, 2), (3, 1), (2, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 2), (1, 5)], ids=str)
+def test_upsample_bilinear(rng, dtype, c, factors, size):
+    x = rng.standard_normal((3, *size, c)).astype(dtype)
+    dy = rng.standard_normal((3, size[0] * factors[0], size[1] * factors[1], c)).astype(dtype)
+    (want,), (got,) = both(lambda bk, out: bk.upsample_bilinear(x, factors, out=out), np.full_like(dy, np.nan))
+    close(got, want, dtype)
+    (want,), (got,) = both(lambda bk, dx: bk.upsample_bilinear_grad(dy, factors, dx=dx), np.full_like(x, np.nan))
+    close(got, want, dtype, GRADIENT)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("factors", [(1, 3), (3, 2), (4, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_upsample_bilinear_of_what_is_not_finite(factors, value):
+    """It goes where it has a share, and nowhere else."""
+    x, dy = np.zeros((1, 4, 5, 3)), np.zeros((1, 4 * factors[0], 5 * factors[1], 3))
+    x[0, [0, 2], [2, 0]] = 1.0
+    dy[0, [0, 2 * factors[0] + 1], [3, factors[1]]] = 1.0
+    for given, result, call in (
+        (x, dy, lambda bk, out, x: bk.upsample_bilinear(x, factors, out=out)),
+        (dy, x, lambda bk, out, x: bk.upsample_bilinear_grad(x, factors, dx=out)),
+    ):
+        (share,), _ = both(lambda bk, out, x=given, call=call: call(bk, out, x), np.empty_like(result))
+        bad = np.where(given == 1.0, value, 0.0)
+        (want,), (got,) = both(lambda bk, out, x=bad, call=call: call(bk, out, x), np.empty_like(result))
+        np.testing.assert_array_equal(want, np.where(share > 0.0, value, 0.0))
+        np.testing.assert_array_equal(got, want)
+
+
 # ---- normalisation and noise -----------------------------------------------------------------------------
 @dtypes
 @pytest.mark.parametrize(
@@ -189,9 +221,11 @@ def test_calls_go_image_by_image_together(rng, monkeypatch):
         flat = (n, -1, c)
         options = {"groups": 4, "mean": mean, "rstd": rstd}
         bk.group_norm(pooled.reshape(flat), gamma, beta, eps=1e-5, out=normal.reshape(flat), **options)
-        bk.upsample(normal, (2, 2), out=back)
+        bk.upsample_bilinear(normal, (2, 2), out=back)
         bk.spatial_dropout(back.reshape(flat), state, rate=0.3, stream=1, out=dpadded.reshape(flat))
-        bk.upsample_grad(dpadded, (2, 2), dx=normal)
+        bk.upsample_bilinear_grad(dpadded, (2, 2), dx=normal)
+        bk.upsample(normal, (2, 2), out=back)
+        bk.upsample_grad(back, (2, 2), dx=normal)
         bk.group_norm_grad(
             normal.reshape(flat), pooled.reshape(flat), gamma, dx=normal.reshape(flat), dgamma=dgamma, dbeta=dbeta,
             **options,
@@ -210,7 +244,7 @@ def test_calls_go_image_by_image_together(rng, monkeypatch):
                 close(g, w, np.float32, GRADIENT)
         [program] = replay.parts
         images_first, *sums = program.calls
-        assert len(images_first.keep) == 9
+        assert len(images_first.keep) == 11
         assert len(sums) == 1
 
 
@@ -225,6 +259,8 @@ def test_calls_go_image_by_image_together(rng, monkeypatch):
         (lambda x, y: NUMBA.crop(y, 1, 0, out=y), r"crop: x has shape .*, expected \(2, 3 or more, 2 or more, 3\)"),
         (lambda x, y: NUMBA.upsample(x, (2, 2), out=x), r"upsample: out has shape .*, expected \(2, 8, 8, 3\)"),
         (lambda x, y: NUMBA.upsample_grad(x, (3, 2), dx=y), r"upsample_grad: dy has shape .*, expected \(2, 6, 4, 3\)"),
+        (lambda x, y: NUMBA.upsample_bilinear(y, (2, 3), out=x), r"bilinear: out has .*, expected \(2, 4, 6, 3\)"),
+        (lambda x, y: NUMBA.upsample_bilinear_grad(x, (2, 1), dx=y), r"dy has shape .*, expected \(2, 4, 2, 3\)"),
         (
             lambda x, y: NUMBA.spatial_dropout(x, np.zeros(S.SIZE), rate=0.5, stream=0, out=x),
             r"spatial_dropout: x has shape .*, expected \(n, pixels, channels\)",
@@ -251,6 +287,13 @@ def test_what_kernels_do_not_take_goes_to_numpy(rng):
         out = np.empty((n, 3, 3, c), given.dtype)
         (want,), (got,) = both(lambda bk, y, given=given: bk.max_pool(given, two, out=y), out)
         np.testing.assert_array_equal(got, want)
+        large = np.empty((n, 12, 18, c), given.dtype)
+        (want,), (got,) = both(lambda bk, y, given=given: bk.upsample_bilinear(given, (2, 3), out=y), large)
+        np.testing.assert_array_equal(got, want)
+        assert got.any() == bool(n)
+        dx = np.zeros_like(given)
+        (want,), (got,) = both(lambda bk, dx, dy=got: bk.upsample_bilinear_grad(dy, (2, 3), dx=dx), dx)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
     replay_out = np.zeros((2, 3, 3, 8))
     replay = NUMBA.capture(lambda bk: bk.avg_pool(x[::2], two, out=replay_out))
     assert not replay_out.any()  # recorded, not done

@@ -59,7 +59,7 @@ def residual() -> Layers:
 def up_and_down() -> Layers:
     return [
         *(nf.DepthwiseConv2D(3, "relu", depth_multiplier=2, padding="same"), nf.MaxPool2D(2)),
-        *(nf.Conv2DTranspose(4, 3, "tanh", stride=2), nf.UpSampling2D(2), nf.Flatten(), nf.Dense(3)),
+        *(nf.Conv2DTranspose(4, 3, "tanh", stride=2), nf.UpSampling2D(2, "bilinear"), nf.Flatten(), nf.Dense(3)),
     ]
 
 

@@ -96,6 +96,28 @@ def test_sizes(bk: EmulatedBackend, rng: Any, dtype: str, shape: tuple[int, ...]
     check(bk, "upsample_grad", dtype, ("dx",), dy=large, dx=nan(*shape), options={"factors": (2, 3)}, backward=True)
 
 
+@each_storage
+@pytest.mark.parametrize("factors", [(1, 1), (2, 3), (5, 2), (1, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 5, 1, 16)], ids=str)
+def test_bilinear(bk: EmulatedBackend, rng: Any, dtype: str, shape: tuple[int, ...], factors: tuple[int, int]) -> None:
+    n, h, w, c = shape
+    x, large, options = rng.standard_normal(shape), (n, h * factors[0], w * factors[1], c), {"factors": factors}
+    check(bk, "upsample_bilinear", dtype, x=x, out=nan(*large), options=options)
+    dy = rng.standard_normal(large)
+    check(bk, "upsample_bilinear_grad", dtype, ("dx",), dy=dy, dx=nan(*shape), options=options, backward=True)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("factors", [(1, 3), (3, 2)])
+def test_bilinear_of_what_is_not_finite(bk: EmulatedBackend, factors: tuple[int, int]) -> None:
+    """It goes where it has a share, and nowhere else."""
+    x, dy = np.zeros((1, 4, 5, 4)), np.zeros((1, 4 * factors[0], 5 * factors[1], 4))
+    x[0, 0, 2], x[0, 2, 0], dy[0, 0, 3], dy[0, 2, 4] = np.inf, np.nan, np.nan, np.inf
+    options = {"factors": factors}
+    check(bk, "upsample_bilinear", "float32", x=x, out=nan(*dy.shape), options=options)
+    check(bk, "upsample_bilinear_grad", "float32", ("dx",), dy=dy, dx=nan(*x.shape), options=options, backward=True)
+
+
 # ---- normalisation and noise ------------------------------------------------------------------------
 @each_storage
 @pytest.mark.parametrize(("shape", "groups"), [((2, 6, 12), 3), ((3, 40, 16), 2), ((1, 70, 6), 6), ((2, 1, 5), 1)])
@@ -156,7 +178,8 @@ def every_call(bk: Any, dtype: str) -> tuple[Callable[[], None], dict[str, Any]]
     units = [bk.asarray(rng.integers(0, 256, (2, 3, 1, size)).astype(np.uint8)) for size in (1, 2, 4, 8, 16)]
     padded = [out(f"pad {i}", 2, 4, 2, size, dtype=np.uint8) for i, size in enumerate((1, 2, 4, 8, 16))]
     y, mean = out("max_pool", *result), out("avg_pool", *result)
-    dx = [out(f"dx {i}", n, h, w, c) for i in range(6)]
+    dx = [out(f"dx {i}", n, h, w, c) for i in range(7)]
+    between = out("upsample_bilinear", n, 2 * h, w, c)
     stats = [out(name, n, groups, dtype=full) for name in ("mean", "rstd")]
     sums = [out(f"sums {i}", c, dtype=full) for i in range(3)]
     rstd, normed, scaled = (
@@ -174,6 +197,8 @@ def every_call(bk: Any, dtype: str) -> tuple[Callable[[], None], dict[str, Any]]
         bk.avg_pool(x, window, out=mean)
         bk.avg_pool_grad(dy, window, dx=dx[1])
         bk.upsample_grad(large, (2, 1), dx=dx[2])
+        bk.upsample_bilinear(x, (2, 1), out=between)
+        bk.upsample_bilinear_grad(large, (2, 1), dx=dx[6])
         bk.group_norm(pixels, gamma, gamma, groups=groups, eps=1e-3, out=normed, mean=stats[0], rstd=stats[1])
         bk.group_norm_grad(
             normed, pixels, gamma, *stats, groups=groups, dx=dx[3].reshape(n, h * w, c), dgamma=sums[0], dbeta=sums[1]
@@ -228,6 +253,8 @@ def test_shapes_that_do_not_fit_go_to_the_composition(bk: EmulatedBackend) -> No
         lambda: bk.pad(x, 1, 0, out=bk.zeros((1, 4, 4, 2), "float32")),
         lambda: bk.crop(x, 2, 0, out=bk.zeros((1, 3, 4, 2), "float32")),
         lambda: bk.upsample(x, (2, 2), out=bk.zeros((1, 8, 7, 2), "float32")),
+        lambda: bk.upsample_bilinear(x, (2, 2), out=bk.zeros((1, 8, 7, 2), "float32")),
+        lambda: bk.upsample_bilinear_grad(x, (2, 1), dx=bk.zeros((1, 3, 4, 2), "float32")),
         lambda: bk.rms_norm(rows, bk.zeros(3, "float32"), eps=0.1, out=rows, rstd=bk.zeros(16, "float32")),
     ):
         with pytest.raises((ValueError, IndexError)):

@@ -151,6 +151,14 @@ def test_a_net_that_pools_everything() -> None:
     agree(interop.from_module(pooled, (4, 5, 3)), pooled, images=True)
 
 
+def test_nets_that_interpolate() -> None:
+    for mode, kind, shape in (("linear", "UpSampling1D", (5, 3)), ("bilinear", "UpSampling2D", (5, 4, 3))):
+        net = nn.Sequential(nn.Upsample(scale_factor=2, mode=mode, align_corners=False))
+        model = interop.from_module(net, shape)
+        assert repr(model.layers[0]) == f"{kind}(interpolation={mode!r})"
+        agree(model, net, images=True)
+
+
 class Text(nn.Module):
     """Recurrent modules, attention and positions, in the order of their use."""
 
@@ -272,7 +280,9 @@ class Attention(nn.Module):
         (nn.Sequential(nn.AdaptiveAvgPool2d(2)), r"module 0: AdaptiveAvgPool2d"),
         (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Linear(6, 2)), r"module 1: Linear.* of images with their channels first"),
         (nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 2, 1)), r"module 2: Conv1d"),
-        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear")), r"module 0: Upsample"),
+        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bicubic")), r"module 0: Upsample"),
+        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)), r"module 0: Upsample"),
+        (nn.Sequential(nn.Upsample(scale_factor=1.5, mode="bilinear")), r"module 0: Upsample"),
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(dim=-1)), r"module 1: Softmax"),
     ],
 )
