@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,17 +72,11 @@ class Source(ABC):
 
     @abstractmethod
     def run_epoch(
-        self,
-        engine: Engine,
-        epoch: int,
-        pause: Pause,
-        each_step: bool,
-        start: int = 0,
-        outputs: Mapping[int, np.ndarray] = MappingProxyType({}),
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
     ) -> int:
         """Run the steps of epoch `epoch`; returns the number of rows that were used.
 
-        `start` rows were done before, with these `outputs`, of those that are kept.
+        `start` rows were done before, with these `outputs`, by number, where some are kept.
         """
 
     def run_epochs(self, engine: Engine, first: int, count: int) -> None:
@@ -154,13 +147,7 @@ class ResidentSource(ArraySource):
         engine.run_epochs(self.rows, count)
 
     def run_epoch(
-        self,
-        engine: Engine,
-        epoch: int,
-        pause: Pause,
-        each_step: bool,
-        start: int = 0,
-        outputs: Mapping[int, np.ndarray] = MappingProxyType({}),
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
     ) -> int:
         assert self.rows is not None
         if start % self.batch or start >= self.rows:
@@ -202,13 +189,7 @@ class _FedSource(Source):
         """Checked batches of an epoch."""
 
     def run_epoch(
-        self,
-        engine: Engine,
-        epoch: int,
-        pause: Pause,
-        each_step: bool,
-        start: int = 0,
-        outputs: Mapping[int, np.ndarray] = MappingProxyType({}),
+        self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
     ) -> int:
         done = 0
         self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
