@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..network import Network
+from ..optimizers.schedule import monitored
 from . import checkpoint
 from .history import History
 from .output_metrics import metric_part
@@ -163,9 +164,7 @@ class _Best:
         self.value = math.inf
 
     def improved(self, logs: dict[str, float]) -> bool:
-        if self.monitor not in logs:
-            raise ValueError(f"{self.monitor!r} is not there to be monitored; there are {', '.join(logs)}")
-        value = self.sign * logs[self.monitor]
+        value = self.sign * monitored(self.monitor, logs)
         if value < self.value - self.min_delta:
             self.value = value
             return True

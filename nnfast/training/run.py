@@ -191,7 +191,7 @@ class Run:
         logs["lr"] = float(state[S.LR])
         engine.progress.epoch = epoch
         if engine.schedule.adaptive:
-            engine.schedule.update(logs.get("val_loss", logs["loss"]))
+            engine.schedule.watch(logs)
             engine.forget_rates()
         engine.note(state)  # a callback may save the model
         if self.shown != rows:

@@ -212,3 +212,25 @@ def test_callbacks_by_these_names(tmp_path: Path) -> None:
     assert saved.read_text().splitlines()[0].split(",") == ["epoch", *history]
     with pytest.raises(ValueError, match="'val_accuracy' is not there to be monitored; there are loss, gloss_accuracy"):
         fit(model, X, y, metrics="accuracy", callbacks=[nf.EarlyStopping("val_accuracy")], device="numpy")
+
+
+def test_a_schedule_by_these_names() -> None:
+    X, y = classes(2)
+    values = iter([0.1, 0.5, 0.4, 0.6, 0.5])
+
+    def scripted(y_true: Any, y_pred: Any) -> float:
+        return next(values)
+
+    rates = {"name": "reduce_on_plateau", "monitor": "b_scripted", "mode": "max", "patience": 0, "lr": 1.0}
+    optimizer = nf.SGD({**rates, "factor": 0.5})
+    history = fit(heads("a", "b"), X, y, metrics={"b": scripted}, optimizer=optimizer, epochs=5, device="numpy")
+    assert history["lr"] == [1.0, 1.0, 1.0, 0.5, 0.5]
+
+
+def test_curves_of_each_output() -> None:
+    pytest.importorskip("matplotlib")
+    X, y = classes(2)
+    history = fit(heads("a", "b"), X, y, metrics="accuracy", validation_split=0.2, epochs=2, device="numpy")
+    figure = nf.plotting.history(history)
+    panels = {ax.get_title(): len(ax.lines) for ax in figure.axes if ax.lines}
+    assert panels == {"loss": 2, "a accuracy": 2, "b accuracy": 2, "learning rate": 1}
