@@ -48,7 +48,7 @@ def breakdown(workload: Workload, seconds: float = 1.0) -> tuple[float, list[Par
         weighted=False,
         lr_steps=steps,
     )
-    source.attach(engine, False)
+    source.attach(engine)
     source.order_rows(engine, 0, 1)
     engine.run(source.batch)  # fills the table of learning rates
     replay = engine.plan.replay(source.batch)

@@ -9,12 +9,11 @@ from typing import Any, Self
 import numpy as np
 
 from . import devices, losses, optimizers
-from . import metrics as metrics_module
 from .backends.base import Backend
 from .joint_loss import of_outputs
 from .layers import Layer
 from .layers.base import Shape, positive_int
-from .layers.graph import Built
+from .layers.graph import Built, names_of_outputs
 from .layers.symbolic import Calls, Tensor
 from .network import Network
 from .plan import without_link
@@ -23,6 +22,7 @@ from .training import checkpoint, data, loop
 from .training.callbacks import Callback, check_callbacks
 from .training.history import History
 from .training.inference import forward
+from .training.output_metrics import metrics_of_outputs
 from .training.predictions import classes, through_link
 from .training.validation import Validation
 
@@ -38,7 +38,7 @@ class Model(Network):
         What :func:`nnfast.Input` gave. A model with several takes a list of arrays for `X`.
     outputs : Tensor or sequence of Tensor
         What layers gave that were called on them, or on what others gave. A model with several takes lists of targets
-        and losses, and ``predict`` returns a list.
+        and losses, and ``predict`` returns a list; :attr:`output_names` are those of the layers.
 
     Attributes
     ----------
@@ -106,6 +106,11 @@ class Model(Network):
     def known_in_shapes(self) -> list[Shape] | None:
         return super().known_in_shapes() if self.calls is None else self.calls.in_shapes
 
+    @property
+    def output_names(self) -> list[str]:
+        """Name of each output: that of the layer that gives it; a graph has them before it is built."""
+        return super().output_names if self.calls is None else names_of_outputs(self.calls.nodes())
+
     def like(self, layers: Sequence[Layer]) -> Self:
         """A model of other layers at the same places, without weights."""
         if self.calls is None:
@@ -132,7 +137,7 @@ class Model(Network):
         shuffle: bool = True,
         sample_weight: Any = None,
         class_weight: Mapping[Any, float] | str | None = None,
-        metrics: Sequence[Any] = (),
+        metrics: Any = (),
         callbacks: Sequence[Callback] = (),
         seed: int | None = None,
         verbose: int = 1,
@@ -173,8 +178,11 @@ class Model(Network):
             (n,), not negative.
         class_weight : dict or "balanced", optional
             Factor on the weight of each class's rows.
-        metrics : sequence of str or callable
-            See :mod:`nnfast.metrics`; computed for each epoch's training and validation rows.
+        metrics : str, callable, sequence or mapping
+            See :mod:`nnfast.metrics`; computed for each epoch's training and validation rows. One list is for every
+            output of a model that has several; lists in a list, one for each output, or a mapping from
+            :attr:`output_names` to a metric or a list of them tell them apart. The history then has the curves
+            ``<output>_<metric>`` and ``val_<output>_<metric>``.
         callbacks : sequence of Callback
             See :mod:`nnfast.training.callbacks`.
         seed : int, optional
@@ -205,8 +213,6 @@ class Model(Network):
         resolved_loss = self._loss_of(self.loss if loss is None else loss)
         resolved_optimizer = optimizers.get(self.last_optimizer if optimizer is None else optimizer)
         check_callbacks(callbacks)
-        if isinstance(metrics, str) or callable(metrics):
-            metrics = [metrics]
         precision, dtype = resolve(precision, dtype)
         backend = devices.get_backend(device)
         return loop.fit(
@@ -319,7 +325,7 @@ class Model(Network):
         y: Any,
         *,
         loss: str | losses.Loss | None = None,
-        metrics: Sequence[Any] = (),
+        metrics: Any = (),
         sample_weight: Any = None,
         batch_size: int | None = None,
         device: str | Backend | None = None,
@@ -332,7 +338,7 @@ class Model(Network):
             As for :meth:`fit`.
         loss : str or Loss, optional
             By default that of the last fit.
-        metrics : sequence of str or callable
+        metrics : str, callable, sequence or mapping
             As for :meth:`fit`.
         batch_size, device
             As for :meth:`predict`.
@@ -340,16 +346,14 @@ class Model(Network):
         Returns
         -------
         dict
-            ``{"loss": ..., metric: ...}``.
+            ``{"loss": ..., metric: ...}``; metrics of several outputs are named as in a history.
         """
         if loss is None and self.loss is None:
             raise TypeError("evaluate needs loss=, since the model has not been fitted")
         self._need_built()
         self.place(device)
         resolved = self._loss_of(self.loss if loss is None else loss)
-        if isinstance(metrics, str) or callable(metrics):
-            metrics = [metrics]
-        wanted = [metrics_module.get(metric) for metric in metrics]
+        wanted = metrics_of_outputs(self, resolved, metrics)
         return Validation(
             self, X, y, sample_weight, resolved, wanted, self.dtype, self.parameters.activations
         ).evaluate(self, batch_size)

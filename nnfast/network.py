@@ -17,7 +17,7 @@ from .errors import NotBuiltError
 from .kernels import step_state as S
 from .layers import Dense, Layer
 from .layers.base import Shape, positive_int
-from .layers.graph import Built, build_chain, outputs_of
+from .layers.graph import Built, build_chain, names_of_outputs, outputs_of
 from .parameters import Parameters
 from .plan_layout import input_dtypes
 from .plan_pool import PlanPool
@@ -187,6 +187,11 @@ class Network:
     def out_shape(self) -> Shape:
         """Shape of one row of the only, or the first, output."""
         return self.out_shapes[0]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Name of each output: that of the layer that gives it."""
+        return names_of_outputs(self.built)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -146,7 +146,7 @@ class Plan:
         ]
         self._data: tuple[Array, ...] = ()
         self.order: Array | None = None
-        self.outputs: Array | None = None
+        self.outputs: Sequence[Array | None] = ()
         self.results: Array | None = None
         self._programs: dict[int, Program] = {}
         self._last: Program | None = None  # of the last inference on the host
@@ -190,15 +190,15 @@ class Plan:
         inert[[S.CURSOR, S.ROW]] = 0
         inert[S.BAD_STEP] = 1
         # A run stores its outputs at row 0, where those of the epoch's first batch may lie already
-        first = None if self.outputs is None else self.outputs[: self.batch]
-        kept = None if first is None else np.array(self.backend.to_numpy(first))
+        first = [output[: self.batch] for output in self.outputs if output is not None]
+        kept = [np.array(self.backend.to_numpy(rows)) for rows in first]
         states = self.carried()
         try:
             return self.backend.capture(step, temporary, lambda: self.backend.copy(inert, out=self.state))
         finally:
             self.backend.copy(before, out=self.state)
-            if kept is not None:
-                self.backend.copy(kept, out=first)
+            for values, rows in zip(kept, first, strict=True):
+                self.backend.copy(values, out=rows)
             self.set_carried(states)
 
     def _program(self, rows: int) -> Program:
@@ -216,7 +216,7 @@ class Plan:
         self,
         data: tuple[Array, ...],
         order: Array | None,
-        outputs: Array | None = None,
+        outputs: Sequence[Array | None] = (),
         results: Array | None = None,
     ) -> None:
         """Let steps gather their own batches, rows ``order[ROW : ROW + rows]`` of each array of `data`.
@@ -228,8 +228,8 @@ class Plan:
         order : array of int64
             Row numbers, those of one epoch after those of another; the contents may change between steps, the
             address not.
-        outputs : array, optional
-            Takes the outputs of each step at rows ``ROW`` onward.
+        outputs : sequence of (array or None), optional
+            For each of the model's outputs what takes it, (rows, numbers), after each step at rows ``ROW`` onward.
         results : array, optional
             float64 (epochs, 3); takes the results of each epoch of :meth:`run_epochs`.
         """

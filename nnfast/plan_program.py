@@ -192,15 +192,17 @@ class Program:
             bk.act_grad("relu", out, here, out=out)  # times whether it is above 0
         return out.reshape(-1)
 
-    def _keep_output(self, bk: Backend) -> None:
-        if self.plan.outputs is not None:
-            bk.store_batch(self.outputs[0].reshape(self.rows, -1), self.plan.state, out=self.plan.outputs)
+    def _keep_outputs(self, bk: Backend) -> None:
+        if self.plan.outputs:
+            for output, kept in zip(self.outputs, self.plan.outputs, strict=True):
+                if kept is not None:
+                    bk.store_batch(output.reshape(self.rows, -1), self.plan.state, out=kept)
 
     def infer(self, bk: Backend) -> None:
         """Forward and, if there is a loss, its value."""
         self._forward(bk)
         self._loss(bk, [None] * len(self.outputs))
-        self._keep_output(bk)
+        self._keep_outputs(bk)
         bk.end_step(self.plan.state, self.rows)
 
     def train(self, bk: Backend) -> None:
@@ -210,7 +212,7 @@ class Program:
         bk.begin_step(plan.state, plan.lr_table)
         self._forward(bk)
         self._loss(bk, [self._gradients.get(out) for out in plan.layout.flow.outs])
-        self._keep_output(bk)
+        self._keep_outputs(bk)
         for backward in self._backward:
             backward(bk)
         params = plan.params

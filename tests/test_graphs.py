@@ -328,8 +328,6 @@ def test_errors_of_several_inputs_and_outputs():
     bad[3, 1] = 7
     with pytest.raises(ValueError, match=r"the index 7 at \(3, 1\) is outside of the vocabulary"):
         model.fit([X[0], bad], y, loss=LOSSES)
-    with pytest.raises(ValueError, match="metrics are of models with one output"):
-        model.fit(X, y, loss=LOSSES, metrics=["accuracy"])
     with pytest.raises(ValueError, match="2 losses need as many weights, got 1"):
         nf.JointLoss(LOSSES, [1.0])
     with pytest.raises(ValueError, match="weights of losses must be finite and not negative"):

@@ -16,7 +16,9 @@ from nnfast.training.sources import ResidentSource
 ROWS, BATCH = 1100, 256
 
 
-def _engine(dtype: str, loss: str, optimizer: nf.Optimizer, keep_outputs: bool = True) -> tuple[Engine, ResidentSource]:
+def _engine(
+    dtype: str, loss: str, optimizer: nf.Optimizer, measured: tuple[int, ...] = (0,)
+) -> tuple[Engine, ResidentSource]:
     backend = nf.get_backend("numba")
     rng = np.random.default_rng(0)
     model = nf.Sequential(
@@ -44,7 +46,7 @@ def _engine(dtype: str, loss: str, optimizer: nf.Optimizer, keep_outputs: bool =
         targets=source.targets,
         weighted=True,
     )
-    source.attach(engine, keep_outputs)
+    source.attach(engine, measured)
     return engine, source
 
 
@@ -81,7 +83,7 @@ def _smallest(dtype: str) -> int:
 def test_whole_epochs(dtype: str) -> None:
     if nf.available_devices()["numba"] is not None:
         pytest.skip("Numba is not here")
-    engine, source = _engine(dtype, "cross_entropy", nf.Adam(), keep_outputs=False)
+    engine, source = _engine(dtype, "cross_entropy", nf.Adam(), measured=())
     assert source.at_once > 4
     for first in (0, 1):
         engine.begin_epochs()

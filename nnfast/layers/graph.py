@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 
 from .base import BuildContext, Layer, Shape, TensorSpec
 
-__all__ = ["Block", "Built", "GraphBuilder", "Value", "build_chain", "chain_names", "outputs_of", "within"]
+__all__ = [
+    "Block",
+    "Built",
+    "GraphBuilder",
+    "Value",
+    "build_chain",
+    "chain_names",
+    "names_of_outputs",
+    "outputs_of",
+    "within",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,23 @@ def outputs_of(nodes: Sequence[Built]) -> list[Built]:
     """The nodes that give the model's outputs, in their order."""
     found = [node for node in nodes if node.output is not None]
     return sorted(found, key=lambda node: node.output or 0)
+
+
+def names_of_outputs(nodes: Sequence[Built]) -> list[str]:
+    """Names of the model's outputs: those of the layers that give them, of a block the block's own.
+
+    A layer with a name that gives several outputs is numbered from the second on.
+    """
+    taken = {node.name.partition("/")[0] for node in nodes}
+    found: list[str] = []
+    for node in outputs_of(nodes):
+        stem = name = node.name.partition("/")[0]
+        number = 0
+        while name in found or (number and name in taken):
+            number += 1
+            name = f"{stem}_{number}"
+        found.append(name)
+    return found
 
 
 class Value(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .schedule import Schedule, check, is_number
+from .schedule import Schedule, check, is_number, monitored
 
 __all__ = ["ReduceOnPlateau"]
 
@@ -20,6 +20,9 @@ class ReduceOnPlateau(Schedule):
 
     Parameters
     ----------
+    monitor : str, optional
+        Name of the metric in the history, such as ``"val_accuracy"`` with ``mode="max"``; by default ``"val_loss"``,
+        or ``"loss"`` where there is no validation.
     mode : {"min", "max"}
         Whether a smaller or a larger metric is better.
     factor : float
@@ -40,6 +43,7 @@ class ReduceOnPlateau(Schedule):
 
     name: ClassVar[str] = "reduce_on_plateau"
     adaptive: ClassVar[bool] = True
+    monitor: str | None = None
     mode: str = "min"
     factor: float = 0.1
     patience: int = 10
@@ -55,6 +59,8 @@ class ReduceOnPlateau(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        named = self.monitor is None or isinstance(self.monitor, str)
+        check(named, self.name, "monitor", "the name of a number", self.monitor)
         check(self.mode in ("min", "max"), self.name, "mode", "'min' or 'max'", self.mode)
         ok = self.threshold_mode in ("rel", "abs")
         check(ok, self.name, "threshold_mode", "'rel' or 'abs'", self.threshold_mode)
@@ -72,6 +78,19 @@ class ReduceOnPlateau(Schedule):
             return (metric < self._best) if self.mode == "min" else (metric > self._best)
         slack = self.threshold * (self._best if self.threshold_mode == "rel" else 1.0)
         return metric < self._best - slack if self.mode == "min" else metric > self._best + slack
+
+    def watch(self, logs: Mapping[str, float]) -> None:
+        """Tell all numbers of an epoch at its end.
+
+        Raises
+        ------
+        ValueError
+            If `monitor` is none of them.
+        """
+        if self.monitor is None:
+            super().watch(logs)
+        else:
+            self.update(monitored(self.monitor, logs))
 
     def update(self, metric: float) -> None:
         """Tell the metric at the end of an epoch; NaN counts as no improvement."""

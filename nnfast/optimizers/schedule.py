@@ -19,6 +19,13 @@ def check(condition: bool, name: str, key: str, expected: str, value: object) ->
         raise ValueError(f"schedule {name!r}: {key} must be {expected}, got {value!r}")
 
 
+def monitored(name: str, logs: Mapping[str, float]) -> float:
+    """The number of an epoch with this name, or a ``ValueError`` that says which there are."""
+    if name not in logs:
+        raise ValueError(f"{name!r} is not there to be monitored; there are {', '.join(logs)}")
+    return logs[name]
+
+
 def is_number(value: object) -> bool:
     """Whether `value` is a real number, and not a bool."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -73,6 +80,10 @@ class Schedule(ABC):
 
     def update(self, metric: float) -> None:  # noqa: B027 - most schedules do not look at it
         """Tell the metric at the end of an epoch, usually the validation loss."""
+
+    def watch(self, logs: Mapping[str, float]) -> None:
+        """Tell all numbers of an epoch at its end: the metric is the validation loss, or else the loss."""
+        self.update(logs.get("val_loss", logs["loss"]))
 
     # ---- the rates -----------------------------------------------------------------------------------
     @abstractmethod

@@ -183,6 +183,9 @@ class WarmUp(Schedule):
     def update(self, metric: float) -> None:
         self.after.update(metric)
 
+    def watch(self, logs: Mapping[str, float]) -> None:
+        self.after.watch(logs)
+
     def state_dict(self) -> dict[str, Any]:
         return self.after.state_dict()
 

@@ -135,7 +135,7 @@ class _Own(Rule):
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         if self.schedule.adaptive:
-            self.schedule.update(logs.get("val_loss", logs["loss"]))
+            self.schedule.watch(logs)
 
     def keep(self, steps: Steps) -> None:
         self.kept["slots"] = {name: steps.slot(name) for name in self.optimizer.slots}

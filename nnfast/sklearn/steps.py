@@ -127,7 +127,7 @@ class Steps:
             arrays.append(np.asarray(weight, dtype))
         held = tuple(bk.asarray(np.ascontiguousarray(x)) for x in arrays)
         self._order = bk.zeros(len(X), np.int64)
-        outputs = bk.zeros((len(X), core.design.units[-1]), dtype) if objective.correction is not None else None
+        outputs = [bk.zeros((len(X), core.design.units[-1]), dtype)] if objective.correction is not None else []
         self.plan.use_data(held, self._order, outputs)
 
     def set(self, slot: int, value: float) -> None:
@@ -201,8 +201,9 @@ class Steps:
         """scikit-learn's loss of some rows of the epoch."""
 
         def outputs() -> np.ndarray:
-            assert self.plan.outputs is not None
-            return np.asarray(self.core.backend.to_numpy(self.plan.outputs[part]))
+            [kept] = self.plan.outputs
+            assert kept is not None
+            return np.asarray(self.core.backend.to_numpy(kept[part]))
 
         return self.objective.of(value, outputs, targets if callable(targets) else lambda: targets, weight)
 

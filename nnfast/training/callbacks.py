@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..network import Network
+from ..optimizers.schedule import monitored
 from . import checkpoint
 from .history import History
+from .output_metrics import metric_part
 
 __all__ = [
     "CSVLogger",
@@ -149,21 +151,20 @@ _WEIGHTS = "weights/"
 class _Best:
     """Keeps the best value of a monitored number."""
 
-    def __init__(self, monitor: str, mode: str, min_delta: float = 0.0) -> None:
+    def __init__(self, monitor: str, mode: str, model: Network, min_delta: float = 0.0) -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
         self.monitor = monitor
         if mode == "auto":
-            loss_like = any(part in monitor for part in ("loss", "error", "mae", "mse", "rmse"))
+            metric = metric_part(monitor, model)
+            loss_like = any(part in metric for part in ("loss", "error", "mae", "mse", "rmse"))
             mode = "min" if loss_like else "max"
         self.sign = 1.0 if mode == "min" else -1.0
         self.min_delta = abs(float(min_delta))
         self.value = math.inf
 
     def improved(self, logs: dict[str, float]) -> bool:
-        if self.monitor not in logs:
-            raise ValueError(f"{self.monitor!r} is not there to be monitored; there are {', '.join(logs)}")
-        value = self.sign * logs[self.monitor]
+        value = self.sign * monitored(self.monitor, logs)
         if value < self.value - self.min_delta:
             self.value = value
             return True
@@ -182,7 +183,8 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     monitor : str
-        Name of the number, such as ``"val_loss"`` or ``"val_accuracy"``.
+        Name of the number, such as ``"val_loss"``, ``"val_accuracy"`` or, of one output of several,
+        ``"val_<output>_accuracy"``.
     patience : int
         Epochs without an improvement after which training stops.
     min_delta : float
@@ -209,7 +211,7 @@ class EarlyStopping(Callback):
         self.best_epoch = self.stopped_epoch = 0
 
     def on_train_begin(self, model: Network) -> None:
-        self._best = _Best(self.monitor, self.mode, self.min_delta)
+        self._best = _Best(self.monitor, self.mode, model, self.min_delta)
         self._weights: dict[str, Any] | None = None
         self._waited = 0
         self.best_epoch = self.stopped_epoch = 0
@@ -263,7 +265,7 @@ class ModelCheckpoint(Callback):
         self.path, self.monitor, self.mode, self.save_best_only = str(path), monitor, mode, save_best_only
 
     def on_train_begin(self, model: Network) -> None:
-        self._best = _Best(self.monitor, self.mode)
+        self._best = _Best(self.monitor, self.mode, model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         if not self.save_best_only or self._best.improved(logs):

@@ -196,7 +196,8 @@ def _check(
     built: list[Built], dtype: np.dtype[Any], training: Mapping[str, Any], tensors: dict[str, np.ndarray], path: Path
 ) -> None:
     """Whether the tensors are exactly those that the layers and the optimizer have."""
-    declared = [(f"{b.name}.{spec.name}", spec) for b in built for spec in b.specs]
+    owners = [b for b in built if b.owner == b.index]  # a layer used again has the arrays of its first place
+    declared = [(f"{b.name}.{spec.name}", spec) for b in owners for spec in b.specs]
     shapes = {key: spec.shape for key, spec in declared if spec.kind in ("param", "buffer")}
     for slot in (*training["slots"], *(["average"] if training["average"] else [])):
         shapes |= {f"{slot}:{key}": spec.shape for key, spec in declared if spec.kind == "param"}

@@ -35,15 +35,15 @@ def chunk_rows(model: Network, rows: int, batch_size: int | None) -> int:
     return min(most, 1 << (rows - 1).bit_length())
 
 
-def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarray | None) -> bool:
-    """Run all rows where the steps can take them from the user's own arrays and leave the outputs in `result`.
+def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, results: list[np.ndarray]) -> bool:
+    """Run all rows where the steps can take them from the user's own arrays and leave the outputs in `results`.
 
     Nothing is copied but what a step works on, and Python is not asked between steps. Returns whether that could be.
     """
     rows = len(arrays[0])
     if plan.backend.xp is not np or not plan.takes(arrays):
         return False
-    kept = None if result is None else result.reshape(rows, -1)
+    kept = [result.reshape(rows, -1) for result in results]
     plan.backend.fill(plan.state[S.ROW : S.ROW + 1], 0.0)
     plan.use_data(tuple(arrays), np.arange(rows), kept)
     try:
@@ -62,7 +62,7 @@ def _gathered(plan: Plan, arrays: list[np.ndarray], batch: int, result: np.ndarr
 def _in_chunks(plan: Plan, x: Any, target: Any, weight: Array | None, batch: int, results: list[Array]) -> None:
     """Run all rows, chunk by chunk, and keep the outputs in `results`, on the host or the device."""
     arrays = [*parts(x), *parts(target), *parts(weight)]
-    if len(results) < 2 and _gathered(plan, arrays, batch, results[0] if results else None):
+    if _gathered(plan, arrays, batch, results):
         return
     for start in range(0, len(x), batch):
         part = slice(start, min(start + batch, len(x)))

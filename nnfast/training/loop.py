@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import metrics as metrics_module
 from ..backends.base import Backend
 from ..bundles import parts, row_shapes
 from ..joint_loss import shapes_of
@@ -19,6 +18,7 @@ from . import data, resuming
 from .callbacks import Callback
 from .engine import Engine
 from .history import History
+from .output_metrics import metrics_of_outputs
 from .run import Run
 from .sources import BatchSource, ResidentSource, Source, StreamedSource
 from .validation import Validation
@@ -65,14 +65,14 @@ def fit(
     shuffle: bool,
     sample_weight: Any,
     class_weight: Any,
-    metrics: Sequence[Any],
+    metrics: Any,
     callbacks: Sequence[Callback],
     seed: int | None,
     verbose: int,
     resume: Any = None,
 ) -> History:
     """Train `model`; the arguments are those of ``Sequential.fit``, resolved."""
-    metric_list = [metrics_module.get(metric) for metric in metrics]
+    wanted = metrics_of_outputs(model, loss, metrics)
     held = backend.reduced(precision) or dtype  # what inputs become
     if class_weight is not None and not loss.classification:
         raise ValueError(f"class_weight needs a loss of classes; the targets of {type(loss).__name__} are none")
@@ -97,8 +97,6 @@ def fit(
             source: Source = batches
         else:
             x, y = _checked_arrays(model, backend, x, y, held, len(loss.parts))
-            if metric_list and len(loss.parts) > 1:
-                raise ValueError("metrics are of models with one output; the loss is reported for all of them")
             model.prepare(row_shapes(x), seed, dtype)
             target = loss.targets(y, shapes_of(model.out_shapes), dtype)
             if sample_weight is not None:
@@ -116,14 +114,15 @@ def fit(
             weight = data.sample_weights(sample_weight, class_weight, target, len(target), dtype)
             kind = ResidentSource if data.on_gpu(x) or fits_on(backend, x, held) else StreamedSource
             source = kind(x, target, weight, min(batch_size, len(target)), shuffle, model.training_state.seed)
+        measured = [one.output for one in wanted]
         if resumed is not None:
-            resumed.fit_to((source.rows, source.batch), callbacks, resume)
+            resumed.fit_to((source.rows, source.batch), measured, callbacks, resume)
         validation = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
                 raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
             x_val, y_val, weight_val = (*validation_data, None)[:3]
-            validation = Validation(model, x_val, y_val, weight_val, loss, metric_list, dtype, held)
+            validation = Validation(model, x_val, y_val, weight_val, loss, wanted, dtype, held)
         stack.enter_context(model.unchanged_on_error())
         engine = Engine(
             model,
@@ -137,11 +136,11 @@ def fit(
             lr_steps=_rates_at_once(source.steps, epochs),
             precision=precision,
         )
-        source.attach(engine, bool(metric_list))
+        source.attach(engine, measured)
         if validation is not None and fits_on(backend, validation.x, held):
             validation.live_on(backend, held)
     try:
-        return Run(model, engine, source, validation, metric_list, callbacks, epochs, verbose, resumed).run()
+        return Run(model, engine, source, validation, wanted, callbacks, epochs, verbose, resumed).run()
     finally:
         del engine, source, validation  # and what they hold on the device
         backend.release()

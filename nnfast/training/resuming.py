@@ -106,8 +106,8 @@ class Position:
     history : History
     callbacks : list of (str, dict)
         Class and state of each callback that has one.
-    outputs : ndarray, optional
-        Of the rows done, where metrics want them.
+    outputs : dict of int to ndarray
+        Of the rows done, by number, those that metrics want.
     going_on : list of Callback
         Those of the fit that goes on that have the same states.
     carried : list of ndarray
@@ -129,7 +129,7 @@ class Position:
     loss: str
     history: History
     callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    outputs: np.ndarray | None = None
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)
     going_on: list[Callback] = field(default_factory=list)
     carried: list[np.ndarray] = field(default_factory=list)
 
@@ -144,8 +144,7 @@ class Position:
             plain = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
             run["callbacks"].append({"class": kind, "state": plain})
             arrays |= {f"callbacks/{number}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
-        if self.outputs is not None:
-            arrays["outputs"] = self.outputs
+        arrays |= {f"outputs/{number}" if number else "outputs": array for number, array in self.outputs.items()}
         arrays |= {f"carried/{number}": array for number, array in enumerate(self.carried)}
         return run, arrays
 
@@ -168,6 +167,8 @@ class Position:
         first, last, first_step, epoch, rows = counts
         if not (first_step >= 0 and 1 <= first <= epoch <= last + 1 and rows >= 0):
             raise ValueError(f"epoch {epoch} of {first} to {last}, row {rows}, is not possible")
+        kept = {name: array for name, array in arrays.items() if name == "outputs" or name.startswith("outputs/")}
+        outputs = {int(name.partition("/")[2] or 0): array for name, array in kept.items()}
         of_epoch, of_batch = run["size"]
         loss_sum, weight_sum, lr = (float(value) for value in arrays["sums"])
         return cls(
@@ -186,22 +187,28 @@ class Position:
             str(run["loss"]),
             history,
             callbacks,
-            arrays.get("outputs"),
+            outputs,
             carried=[arrays[f"carried/{k}"] for k in range(sum(name.startswith("carried/") for name in arrays))],
         )
 
-    def fit_to(self, size: tuple[int | None, int], callbacks: Sequence[Callback], path: Any) -> None:
+    def fit_to(
+        self, size: tuple[int | None, int], measured: Sequence[int], callbacks: Sequence[Callback], path: Any
+    ) -> None:
         """Find the callbacks of a fit that take the states of this one's: :attr:`going_on`, in their order.
 
         Raises
         ------
         ValueError
-            If one is missing, or the data are others.
+            If one is missing, the data are others, or the fit has metrics of outputs that were not kept.
         """
         if self.size != size:
             raise ValueError(
                 f"{path} is of a training on {self.size[0]} rows in batches of {self.size[1]}, this fit has {size[0]} "
                 f"in batches of {size[1]}"
+            )
+        if self.rows and (missing := set(measured) - self.outputs.keys()):
+            raise ValueError(
+                f"{path} is of a training in the middle of an epoch that had no metrics of output {min(missing)}"
             )
         rest, self.going_on = list(callbacks), []
         for kind, _ in self.callbacks:

@@ -18,10 +18,11 @@ from . import data
 from .callbacks import Callback, FitInfo, StopOnNonFinite, acts_between_epochs, watches_steps
 from .engine import Engine
 from .history import History
+from .output_metrics import OutputMetrics, compute_metrics
 from .progress import ProgressBar
 from .resuming import Position, TrainingCheckpoint, threads_of
 from .sources import Source, next_chunk
-from .validation import Validation, compute_metrics
+from .validation import Validation
 
 __all__ = ["Run"]
 
@@ -63,7 +64,7 @@ class Run:
         engine: Engine,
         source: Source,
         validation: Validation | None,
-        metrics: list[Any],
+        metrics: Sequence[OutputMetrics],
         callbacks: Sequence[Callback],
         epochs: int,
         verbose: int,
@@ -163,7 +164,7 @@ class Run:
             callback.on_epoch_begin(epoch)
         engine.begin_epochs()
         self.shown, self.current = 0, epoch
-        start, outputs = 0, None
+        start, outputs = 0, {}
         resumed, self.resumed = self.resumed, None
         if resumed is not None and resumed.rows:
             start, outputs = resumed.rows, resumed.outputs
@@ -184,13 +185,13 @@ class Run:
         logs = {"loss": float(state[S.LOSS_SUM] / state[S.WEIGHT_SUM]) if state[S.WEIGHT_SUM] else float("nan")}
         if self.metrics:
             target, outputs = self.source.kept(rows)
-            logs |= compute_metrics(self.metrics, engine.loss, target, outputs)
+            logs |= compute_metrics(self.metrics, target, outputs)
         if self.validation is not None:
             logs |= {f"val_{name}": value for name, value in self.validation.evaluate(model).items()}
         logs["lr"] = float(state[S.LR])
         engine.progress.epoch = epoch
         if engine.schedule.adaptive:
-            engine.schedule.update(logs.get("val_loss", logs["loss"]))
+            engine.schedule.watch(logs)
             engine.forget_rates()
         engine.note(state)  # a callback may save the model
         if self.shown != rows:
@@ -267,7 +268,7 @@ class Run:
             type(engine.loss).__name__,
             self.history,
             [(type(c).__name__, kept) for c in self.callbacks if (kept := c.state_dict())],
-            self.source.kept(rows)[1] if rows and self.metrics else None,
+            self.source.kept(rows)[1] if rows and self.metrics else {},
             carried=engine.plan.carried() if rows else [],
         )
         for saver in due:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import random
 from ..backends.base import Array
-from ..bundles import parts, row_shapes
+from ..bundles import Bundle, parts, row_shapes
 from ..joint_loss import shapes_of
 from ..layers.graph import Built, outputs_of
 from ..losses import Loss
@@ -66,9 +66,9 @@ class Source(ABC):
     targets: list[tuple[tuple[int, ...], Any]]
     weighted = False
 
-    def attach(self, engine: Engine, keep_outputs: bool) -> None:
-        """Get ready for epochs on `engine`."""
-        self.keep_outputs = keep_outputs
+    def attach(self, engine: Engine, measured: Sequence[int] = ()) -> None:
+        """Get ready for epochs on `engine`, of which the outputs with these numbers are to be kept."""
+        self.measured = list(measured)
 
     @abstractmethod
     def run_epoch(
@@ -76,7 +76,7 @@ class Source(ABC):
     ) -> int:
         """Run the steps of epoch `epoch`; returns the number of rows that were used.
 
-        `start` rows were done before, with these `outputs` where they are kept.
+        `start` rows were done before, with these `outputs`, by number, where some are kept.
         """
 
     def run_epochs(self, engine: Engine, first: int, count: int) -> None:
@@ -84,8 +84,8 @@ class Source(ABC):
         raise NotImplementedError(f"{type(self).__name__} runs one epoch at a time")
 
     @abstractmethod
-    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Targets and outputs of the epoch's first `rows` rows, where outputs were to be kept."""
+    def kept(self, rows: int) -> tuple[Any, dict[int, np.ndarray]]:
+        """Targets of the epoch's first `rows` rows, and by number the outputs that were to be kept."""
 
 
 class ArraySource(Source):
@@ -102,8 +102,8 @@ class ArraySource(Source):
         self.weighted = weight is not None
         self._orders = random.Orders(seed, self.rows) if shuffle else None
 
-    def attach(self, engine: Engine, keep_outputs: bool) -> None:
-        super().attach(engine, keep_outputs)
+    def attach(self, engine: Engine, measured: Sequence[int] = ()) -> None:
+        super().attach(engine, measured)
         if self._orders is not None:
             self._orders.shuffle = engine.backend.shuffle
 
@@ -115,8 +115,8 @@ class ArraySource(Source):
 class ResidentSource(ArraySource):
     """The data set lives on the device, and each step gathers its own rows there."""
 
-    def attach(self, engine: Engine, keep_outputs: bool) -> None:
-        super().attach(engine, keep_outputs)
+    def attach(self, engine: Engine, measured: Sequence[int] = ()) -> None:
+        super().attach(engine, measured)
         bk, params = engine.backend, engine.model.parameters
         slots = engine.plan.layout.inputs
         arrays: list[Array] = [bk.asarray(one, slot.dtype) for one, slot in zip(parts(self.x), slots, strict=True)]
@@ -125,16 +125,15 @@ class ResidentSource(ArraySource):
             arrays.append(bk.asarray(self.weight, params.dtype))
         assert self.rows is not None
         assert self.steps is not None
-        if not keep_outputs and not engine.plan.carries:  # there is room for the outputs of one epoch
+        if not measured and not engine.plan.carries:  # there is room for the outputs of one epoch
             self.at_once = max(1, min(engine.lr_steps // self.steps, _MOST_ORDERED // self.rows))
         self._order = bk.asarray(np.tile(np.arange(self.rows, dtype=np.int64), self.at_once))
         results = bk.empty((self.at_once, 3), np.float64)
-        self._outputs = None
-        if keep_outputs:
-            width = int(np.prod(outputs_of(engine.plan.built)[0].out_shape))
-            self._outputs = bk.empty((self.rows, width), params.activations)
+        widths = [int(np.prod(node.out_shape)) for node in outputs_of(engine.plan.built)]
+        self._outputs = {k: bk.empty((self.rows, widths[k]), params.activations) for k in self.measured}
         self._backend = bk
-        engine.plan.use_data(tuple(arrays), self._order, self._outputs, results)
+        outputs = [self._outputs.get(k) for k in range(len(widths))] if self._outputs else []
+        engine.plan.use_data(tuple(arrays), self._order, outputs, results)
 
     def order_rows(self, engine: Engine, first: int, count: int) -> None:
         """Bring the orders of `count` epochs from `first` on to the device."""
@@ -153,8 +152,9 @@ class ResidentSource(ArraySource):
         assert self.rows is not None
         if start % self.batch or start >= self.rows:
             raise ValueError(f"a batch of {self.batch} rows cannot begin at row {start} of {self.rows}")
-        if self._outputs is not None and start:
-            engine.backend.copy(np.asarray(outputs), out=self._outputs[:start])
+        if start:
+            for k, kept in self._outputs.items():
+                engine.backend.copy(np.asarray(outputs[k]), out=kept[:start])
         self._host_order = self.order_of(epoch)
         if self._orders is not None:
             engine.backend.copy(self._host_order, out=self._order[: self.rows])
@@ -176,8 +176,9 @@ class ResidentSource(ArraySource):
                 pause(self.rows)
         return self.rows
 
-    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.y[self._host_order[:rows]], self._backend.to_numpy(self._outputs)[:rows]
+    def kept(self, rows: int) -> tuple[Any, dict[int, np.ndarray]]:
+        outputs = {k: self._backend.to_numpy(kept)[:rows] for k, kept in self._outputs.items()}
+        return self.y[self._host_order[:rows]], outputs
 
 
 class _FedSource(Source):
@@ -191,22 +192,23 @@ class _FedSource(Source):
         self, engine: Engine, epoch: int, pause: Pause, each_step: bool, start: int = 0, outputs: Any = None
     ) -> int:
         done = 0
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         looked = time.perf_counter()
         items = data.prefetch(self.batches(epoch))
         try:
             for x, y, weight in items:
                 if done < start:
-                    if self.keep_outputs:
-                        self._kept.append((np.array(y), np.asarray(outputs[done : done + len(x)])))
+                    if self.measured:
+                        self._keep(y, [np.asarray(outputs[k][done : done + len(x)]) for k in self.measured])
                     done += len(x)
                     continue
                 engine.plan.feed(x, y, weight)
                 engine.run(len(x))
                 done += len(x)
-                if self.keep_outputs:
-                    output = engine.backend.to_numpy(engine.plan.output(len(x)))
-                    self._kept.append((np.array(y), np.array(output).reshape(len(x), -1)))
+                if self.measured:
+                    found = engine.plan.outputs_of(len(x))
+                    host = [np.array(engine.backend.to_numpy(found[k])) for k in self.measured]
+                    self._keep(y, [output.reshape(len(x), -1) for output in host])
                 now = time.perf_counter()
                 if each_step or engine.step == engine.pause_at or now - looked > _PAUSE_SECONDS:
                     looked = now
@@ -216,9 +218,13 @@ class _FedSource(Source):
             items.close()  # type: ignore[attr-defined]
         return done
 
-    def kept(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        targets, outputs = zip(*self._kept, strict=True)
-        return np.concatenate(targets), np.concatenate(outputs)
+    def _keep(self, y: Any, outputs: list[np.ndarray]) -> None:
+        """Note the targets and outputs of a batch for the end of the epoch."""
+        self._kept.append(([np.array(one) for one in parts(y)], outputs))
+
+    def kept(self, rows: int) -> tuple[Any, dict[int, np.ndarray]]:
+        targets, outputs = ([np.concatenate(k) for k in zip(*of, strict=True)] for of in zip(*self._kept, strict=True))
+        return Bundle(targets), dict(zip(self.measured, outputs, strict=True))
 
 
 class StreamedSource(_FedSource, ArraySource):

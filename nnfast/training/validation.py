@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from ..backends.base import Backend
 from ..bundles import Bundle, parts
 from ..joint_loss import shapes_of
-from ..losses import Hinge, Loss, classes_of_steps
+from ..losses import Loss
 from ..network import Network
 from . import data
 from .inference import forward
-from .predictions import through_link
+from .output_metrics import OutputMetrics, compute_metrics
 
-__all__ = ["Validation", "compute_metrics"]
+__all__ = ["Validation"]
 
 
 class Validation:
@@ -28,7 +29,7 @@ class Validation:
         y: Any,
         weight: Any,
         loss: Loss,
-        metrics: list[Any],
+        metrics: Sequence[OutputMetrics],
         dtype: Any,
         inputs: Any = None,
     ) -> None:
@@ -66,8 +67,9 @@ class Validation:
         )
         logs = {"loss": loss}
         if outputs is not None:
-            outputs = model.parameters.backend.to_numpy(outputs)
-            logs |= compute_metrics(self.metrics, self.loss, self.target, outputs, self.weight)
+            found = outputs if isinstance(outputs, list) else [outputs]
+            host = {one.output: model.parameters.backend.to_numpy(found[one.output]) for one in self.metrics}
+            logs |= compute_metrics(self.metrics, self.target, host, self.weight)
         return logs
 
 
@@ -75,21 +77,3 @@ def _on(backend: Backend, x: Any, dtype: Any = None) -> Any:
     """An array, or those of a bundle, on a device; numbers as `dtype`, indices as they are."""
     held = [backend.asarray(one, one.dtype if one.dtype == np.int64 else dtype) for one in parts(x)]
     return Bundle(held) if isinstance(x, Bundle) else held[0]
-
-
-def compute_metrics(
-    metrics: list[Any], loss: Loss, target: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None = None
-) -> dict[str, float]:
-    """Each metric of predictions made from what the loss starts from."""
-    if classes_of_steps(target):
-        weight = None if weight is None else np.repeat(weight, target.shape[1])
-        target = target.reshape(-1, *target.shape[2:])
-    outputs = outputs.reshape(len(target), -1)
-    if outputs.dtype.itemsize == 2:
-        outputs = outputs.astype(np.float32)
-    if isinstance(loss, Hinge):
-        # Metrics know classes 0 and 1 and a threshold of 0.5; the sigmoid puts the margin's 0 there
-        predicted, target = through_link("sigmoid", outputs), (target > 0).astype(np.int64)
-    else:
-        predicted = through_link(loss.link, outputs)
-    return {metric.name: float(metric(target, predicted, sample_weight=weight)) for metric in metrics}

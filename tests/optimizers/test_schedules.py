@@ -174,6 +174,25 @@ def test_reduce_on_plateau_resumes_from_its_state():
     assert fresh(0) == LR
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_what_reduce_on_plateau_watches(warm):
+    def after(logs, **parameters):
+        schedule = ReduceOnPlateau(patience=0, **parameters)
+        schedule = schedules.get(WarmUp(after=schedule, steps=1) if warm else schedule, base_lr=LR)
+        for epoch in logs:
+            schedule.watch(epoch)
+        return schedule(5)
+
+    logs = [{"loss": 3.0 - k, "val_loss": 2.0 + k, "a_accuracy": 0.5 + k / 9} for k in range(2)]
+    assert after(logs) == pytest.approx(LR / 10)
+    assert after([{"loss": epoch["loss"]} for epoch in logs]) == LR
+    assert after(logs, monitor="loss") == LR
+    assert after(logs, monitor="a_accuracy", mode="max") == LR
+    assert after(logs, monitor="a_accuracy") == pytest.approx(LR / 10)
+    with pytest.raises(ValueError, match="'b_accuracy' is not there to be monitored; there are loss, val_loss, a_acc"):
+        after(logs, monitor="b_accuracy")
+
+
 def test_adaptive_and_update_pass_through_warm_up():
     warm = schedules.get(WarmUp(after=ReduceOnPlateau(patience=0), steps=2), base_lr=LR)
     assert warm.adaptive
@@ -294,6 +313,7 @@ def test_callable_is_not_copied_and_not_stored():
         ({"name": "reduce_on_plateau", "factor": 1.0}, ValueError, "factor"),
         ({"name": "reduce_on_plateau", "mode": "auto"}, ValueError, "'min' or 'max'"),
         ({"name": "reduce_on_plateau", "patience": -1}, ValueError, "patience"),
+        ({"name": "reduce_on_plateau", "monitor": 3}, ValueError, "monitor must be the name of a number, got 3"),
     ],
 )
 def test_bad_spec(spec, error, match):

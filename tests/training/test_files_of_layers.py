@@ -60,6 +60,13 @@ def test_blocks_in_blocks_and_shared_layers(tmp_path: Path) -> None:
     assert any(built.segment for built in again.built)
 
 
+def test_a_layer_without_a_name_at_two_places(tmp_path: Path) -> None:
+    shared, x = nf.Dense(4, "tanh"), nf.Input(4)
+    model = nf.Model(x, nf.Dense(2)(shared(shared(x))))
+    again = there_and_back(randomised(model.build(seed=0)), tmp_path / "m.safetensors")
+    assert [built.owner for built in again.built] == [0, 0, 2]
+
+
 def test_training_goes_on(tmp_path: Path) -> None:
     """The optimizer's state is that of all layers, and running statistics too."""
     rng = np.random.default_rng(0)

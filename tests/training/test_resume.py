@@ -201,6 +201,37 @@ def test_data_that_do_not_live_on_the_device(
         assert_same(model, whole)
 
 
+@pytest.mark.parametrize("source", ["resident", "streamed"])
+def test_metrics_of_several_outputs(
+    backend: Backend, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "streamed":
+        monkeypatch.setattr("nnfast.training.loop.fits_on", lambda *_: False)
+    X, y = problem()
+    targets, path = [y, y > 1, y == 0], tmp_path / "t.safetensors"
+
+    def make() -> nf.Model:
+        x = nf.Input(4)
+        h = nf.Dropout(0.3)(nf.Dense(6, "tanh")(x))
+        return nf.Model(x, [nf.Dense(n, name=name)(h) for n, name in ((3, "kind"), (1, "large"), (1, "least"))])
+
+    arguments: dict[str, Any] = {"loss": ["cross_entropy", *["binary_cross_entropy"] * 2], "device": backend}
+    arguments |= {"metrics": {"kind": "accuracy", "least": ["roc_auc", "f1"]}, "validation_split": 0.2, "epochs": 3}
+    whole = make()
+    history = fit(whole, X, targets, **arguments)
+    assert len(history) == 9
+    for at in (3, 8):
+        callbacks = [nf.TrainingCheckpoint(path, every_steps=1), CrashAfter(at)]
+        with pytest.raises(Crash):
+            fit(make(), X, targets, callbacks=callbacks, **arguments)
+        fit(make(), X, targets, **{**arguments, "seed": 9})  # leaves its own outputs in the memory that comes next
+        model = make()
+        assert_histories(fit(model, X, targets, resume=path, **arguments), history)
+        assert_same(model, whole)
+    with pytest.raises(ValueError, match="in the middle of an epoch that had no metrics of output 1"):
+        fit(make(), X, targets, resume=path, **{**arguments, "metrics": "accuracy"})
+
+
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_one(tmp_path: Path) -> None:
     class Press(nf.Callback):
