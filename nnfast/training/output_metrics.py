@@ -134,7 +134,9 @@ def metric_part(name: str, model: Network) -> str:
 
 
 def _several(metrics: Any) -> list[Any]:
-    """One metric, or several."""
+    """One metric, several, or ``None``."""
+    if metrics is None:
+        return []
     alone = isinstance(metrics, str) or callable(metrics) or not isinstance(metrics, Iterable)
     return [metrics] if alone else list(metrics)
 

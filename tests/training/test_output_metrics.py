@@ -234,3 +234,11 @@ def test_curves_of_each_output() -> None:
     figure = nf.plotting.history(history)
     panels = {ax.get_title(): len(ax.lines) for ax in figure.axes if ax.lines}
     assert panels == {"loss": 2, "a accuracy": 2, "b accuracy": 2, "learning rate": 1}
+
+
+def test_none_is_no_metric() -> None:
+    X, y = data()
+    assert list(fit(four_outputs(), X, y, loss=LOSSES, metrics=None)) == ["loss", "lr"]
+    assert list(fit(four_outputs(), X, y, loss=LOSSES, metrics={"kind": None, "side": "acc"})) == [
+        "loss", "side_accuracy", "lr",
+    ]  # fmt: skip
