@@ -154,7 +154,7 @@ def test_names_of_outputs(tmp_path: Path) -> None:
         ([["accuracy"], [], []], ValueError, "metrics has 3 entries"),
         ({"b": "accurate"}, ValueError, "^output 'b': unknown metric 'accurate'; known are accuracy"),
         ([["accuracy"], [3]], TypeError, r"^output 'b': a metric must be a name, a Metric or a function .*, not int"),
-        ({"a": None}, TypeError, "^output 'a': a metric must be a name"),
+        ({"a": 3}, TypeError, "^output 'a': a metric must be a name"),
         (3, TypeError, "^output 'a': a metric must be a name"),
         (["accuracy", "acc"], ValueError, "two numbers of the history would be named 'a_accuracy'"),
         ({"b": "mae"}, ValueError, r"^output 'b': y_true and y_pred must have one shape, got \(41, 1\) and \(41, 3\)"),
