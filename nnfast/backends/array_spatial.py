@@ -68,7 +68,8 @@ class ArraySpatial:
     def masked_max_grad(self, dy: Array, x: Array, y: Array, mask: Array, *, dx: Array) -> None:
         xp, dy, x, y = self.xp, self._wide(dy)[:, None], self._wide(x), self._wide(y)[:, None]
         hit = (mask != 0)[:, :, None] & ((x == y) | (xp.isnan(x) & xp.isnan(y)))
-        dx[...] = xp.where(hit & (xp.cumsum(hit, axis=1) == 1), dy, 0.0)
+        first = xp.arange(x.shape[1])[:, None] == xp.argmax(hit, axis=1)[:, None]
+        dx[...] = xp.where(hit & first, dy, 0.0)
 
     def masked_mean(self, x: Array, mask: Array, *, out: Array) -> None:
         wide, there = self._wide(x), (mask != 0)[:, :, None]
