@@ -12,7 +12,7 @@ import nnfast as nf
 from nnfast import activations
 from nnfast.backends.base import Backend
 from nnfast.kernels import step_state as S
-from nnfast.layers.base import Layer, Shape
+from nnfast.layers.base import BuildContext, Layer, Shape
 from nnfast.layers.graph import build_chain
 from nnfast.losses import Loss
 from nnfast.parameters import Parameters
@@ -146,8 +146,36 @@ OPTIMIZERS: dict[str, nf.Optimizer] = {
 }
 
 
+class Padding(Layer):
+    """Passes its input on, and says which steps are padding: a row of `values` for each of the batch."""
+
+    replayable = True
+    table: Any
+
+    def __init__(self, values: Any) -> None:
+        self._values = np.asarray(values, np.float64)
+
+    def build(self, in_shape: Shape, ctx: BuildContext) -> Shape:
+        ctx.mask(in_shape[0])
+        ctx.buffer("table", self._values.shape, lambda shape, rng: self._values)
+        return in_shape
+
+    def forward(self, bk: Backend, x: Any, y: Any) -> None:
+        bk.copy(x, out=y)
+        bk.copy(self.table, out=self.out_mask)
+
+    def backward(self, bk: Backend, dy: Any, dx: Any) -> None:
+        if dx is not None:
+            bk.copy(dy, out=dx)
+
+
 def run_layer(
-    layer: Layer, backend: Backend, x: np.ndarray, dy: np.ndarray, dtype: Any = np.float64
+    layer: Layer,
+    backend: Backend,
+    x: np.ndarray,
+    dy: np.ndarray,
+    dtype: Any = np.float64,
+    mask: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """A layer's output, and the gradients of everything for the gradient `dy` of its output, on the host."""
     built = build_chain([layer], x.shape[1:])
@@ -162,6 +190,7 @@ def run_layer(
     bound.x = backend.asarray(x.astype(dtype))
     bound.y = backend.zeros((len(x), *built[0].out_shape), dtype)
     bound.state = backend.zeros(S.SIZE, np.float64)  # type: ignore[attr-defined]
+    bound.mask = None if mask is None else backend.asarray(mask.astype(dtype))
     dx = backend.zeros(x.shape, dtype)
     bound.forward(backend, bound.x, bound.y)
     bound.backward(backend, backend.asarray(dy.astype(dtype)), dx)
@@ -223,7 +252,9 @@ class Chain:
             weighted=weight is not None,
         )
         self.rows = len(x)
-        self.plan.feed(x.astype(dtype), target, None if weight is None else weight.astype(dtype))
+        self.plan.feed(
+            x if x.dtype.kind == "i" else x.astype(dtype), target, None if weight is None else weight.astype(dtype)
+        )
 
     def step(self) -> float:
         """The loss; the learning rate is 0 and the step number the same each time."""

@@ -25,6 +25,17 @@ class Probe(Block):
         return self._rule(graph, x)
 
 
+class Columns(Layer):
+    """Sequences as images with a column for each step; nobody has told it that there are masks."""
+
+    def build(self, in_shape, ctx):
+        steps, features = in_shape
+        return (1, steps, features)
+
+    def is_view(self, training):
+        return True
+
+
 def _twice(graph, x):
     """One layer at two places, and x at three."""
     shared = nf.Dense(5, "tanh")
@@ -185,8 +196,8 @@ def test_errors_of_graphs():
         nf.Parallel([nf.Dense(2), nf.Dense(2)], "max")
     with pytest.raises(TypeError, match="Residual: inner must be layers, not str"):
         nf.Residual(["relu"])
-    with pytest.raises(ValueError, match="GlobalAvgPool1D does not leave out the steps that embedding masks"):
-        nf.Sequential([nf.Embedding(5, 3, mask_zero=True), nf.Dense(2), nf.GlobalAvgPool1D()]).build(4)
+    with pytest.raises(ValueError, match="GlobalAvgPool2D does not leave out the steps that embedding masks"):
+        nf.Sequential([nf.Embedding(6, 3, mask_zero=True), Columns(), nf.GlobalAvgPool2D()]).build(4)
     with pytest.raises(
         ValueError, match=r"layer 1 \(residual/add\): Add takes inputs of one shape, got \(3,\), \(4,\)"
     ):

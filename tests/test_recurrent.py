@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnfast as nf
-from nnfast.layers.base import BuildContext, Layer
+from nnfast.layers.base import BuildContext
 from nnfast.layers.graph import build_chain
 from nnfast.parameters import Parameters
 from nnfast.testing import check_layer
-from tests.cases import Chain, run_layer
+from tests.cases import Chain, Padding, run_layer
 from tests.oracle import DTYPES, close, dtypes, tensor, torch
 
 CPU = ["numpy", "numba"]
@@ -104,29 +104,6 @@ def test_the_forget_gate_starts_open():
 
 
 # ---- masks -------------------------------------------------------------------------------------------------
-class Padding(Layer):
-    """Passes its input on, and says which steps are padding."""
-
-    replayable = True
-    table: object
-
-    def __init__(self, values):
-        self._values = np.asarray(values, np.float64)
-
-    def build(self, in_shape, ctx):
-        ctx.mask(in_shape[0])
-        ctx.buffer("table", self._values.shape, lambda shape, rng: self._values)
-        return in_shape
-
-    def forward(self, bk, x, y):
-        bk.copy(x, out=y)
-        bk.copy(self.table, out=self.out_mask)
-
-    def backward(self, bk, dy, dx):
-        if dx is not None:
-            bk.copy(dy, out=dx)
-
-
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]], np.float64)
 
 

@@ -296,6 +296,15 @@ def test_layers_of_keras(keras):
         like_keras(k.Conv2DTranspose(3, window, strides=stride, padding=padding), mine, (4, 5, 2))
 
 
+def test_the_mean_of_steps_that_are_there_is_that_of_keras(keras, any_backend, rng):
+    """Each row has one: Keras divides by 0 otherwise."""
+    x, mask = rng.standard_normal((7, 5, 3)), rng.random((7, 5)) < 0.5
+    mask[:, 2] = True
+    expected = np.asarray(keras.layers.GlobalAveragePooling1D()(x.astype("f4"), mask=mask))
+    found = run_layer(nf.GlobalAvgPool1D(), any_backend, x, np.zeros((7, 3)), "float32", mask)["y"]
+    close(found, expected, 1e-5)
+
+
 @pytest.mark.parametrize(("size", "window", "stride"), [(4, 3, 2), (5, 4, 3), (7, 2, 2), (5, 4, 1)])
 def test_same_average_does_not_count_what_is_added(backend, size, window, stride):
     """TensorFlow's rule, spelled out: Keras on PyTorch repeats the border, and counts it."""

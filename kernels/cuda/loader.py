@@ -132,6 +132,7 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "group_norm": dict.fromkeys(("group_norm", "group_norm_dx", "group_norm_dparam"), _TYPES),
     "rms_norm": dict.fromkeys(("rms_norm", "rms_norm_dx", "rms_norm_dparam"), _TYPES),
     "pooling": dict.fromkeys(("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"), _TYPES),
+    "masked_pooling": dict.fromkeys(("masked_max", "masked_max_grad", "masked_mean", "masked_mean_grad"), _TYPES),
     "images": {
         "resample": _UNIT_ARGS,
         **dict.fromkeys(("upsample_grad", "upsample_bilinear", "upsample_bilinear_grad"), _TYPES),

@@ -1,6 +1,6 @@
 // The largest and the mean of windows. A gradient is gathered by the pixel: it looks at the windows that it lies in, so
 // that nothing is added up in the order of arrival.
-#include "images.cuh"
+#include "pooling.cuh"
 
 template <int N, typename T>
 __device__ inline void max_pool_packed(const T* x, T* out, index_t n, index_t c, const Axis& rows,
@@ -21,7 +21,7 @@ __device__ inline void max_pool_packed(const T* x, T* out, index_t n, index_t c,
                 if (!columns.inside(column)) continue;
                 const Values<T, N> v = load<N>(line + column * c);
 #pragma unroll
-                for (int k = 0; k < N; k++) best.v[k] = v.v[k] > best.v[k] || v.v[k] != v.v[k] ? v.v[k] : best.v[k];
+                for (int k = 0; k < N; k++) best.v[k] = larger(best.v[k], v.v[k]);
             }
         }
         store(out + i * N, best);
@@ -35,12 +35,6 @@ __global__ void __launch_bounds__(256) max_pool(const T* x, T* out, index_t n, i
         max_pool_packed<Pack<T>::N>(x, out, n, c, WINDOW_ROWS, WINDOW_COLUMNS);
     else
         max_pool_packed<1>(x, out, n, c, WINDOW_ROWS, WINDOW_COLUMNS);
-}
-
-// NaN is found by NaN
-template <typename W>
-__device__ inline bool is_it(W v, W largest) {
-    return v == largest || (v != v && largest != largest);
 }
 
 // Whether a place of window (i, j) before (r, s) has its largest in the channel that `image` and `largest` point to

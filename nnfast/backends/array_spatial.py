@@ -65,6 +65,30 @@ class ArraySpatial:
                 counts[outside] += 1.0
         return self.xp.maximum(counts, 1.0)
 
+    def masked_max(self, x: Array, mask: Array, *, out: Array) -> None:
+        xp, there = self.xp, (mask != 0)[:, :, None]
+        largest = xp.where(there, self._wide(x), -inf).max(axis=1)  # NaN where one is
+        out[...] = xp.where(there.any(axis=1), largest, 0.0)
+
+    def masked_max_grad(self, dy: Array, x: Array, y: Array, mask: Array, *, dx: Array) -> None:
+        xp, dy, x, y = self.xp, self._wide(dy)[:, None], self._wide(x), self._wide(y)[:, None]
+        hit = (mask != 0)[:, :, None] & ((x == y) | (xp.isnan(x) & xp.isnan(y)))
+        first = xp.arange(x.shape[1])[:, None] == xp.argmax(hit, axis=1)[:, None]
+        dx[...] = xp.where(hit & first, dy, 0.0)
+
+    def masked_mean(self, x: Array, mask: Array, *, out: Array) -> None:
+        wide, there = self._wide(x), (mask != 0)[:, :, None]
+        # Not times the mask: what is padding may be anything
+        out[...] = self.xp.where(there, wide, 0.0).sum(axis=1) / self._steps_there(there, wide.dtype)
+
+    def masked_mean_grad(self, dy: Array, mask: Array, *, dx: Array) -> None:
+        wide, there = self._wide(dy), (mask != 0)[:, :, None]
+        dx[...] = self.xp.where(there, (wide / self._steps_there(there, wide.dtype))[:, None], 0.0)
+
+    def _steps_there(self, there: Array, dtype: Any) -> Array:
+        """How many steps of each sequence are there, (n, 1); at least 1."""
+        return self.xp.maximum(there.sum(axis=1), 1).astype(dtype)
+
     # ---- size -------------------------------------------------------------------------------------
     def pad(self, x: Array, top: int, left: int, *, out: Array) -> None:
         out[...] = 0.0

@@ -11,6 +11,7 @@ from ..kernels.cuda import loader
 from ..random import keep_threshold
 from ..window import Window
 from .base import Array
+from .cupy_layers import same
 
 __all__ = ["CudaSpatial", "over", "window_numbers"]
 
@@ -62,6 +63,41 @@ class CudaSpatial:
         n, _, _, c = image.shape
         numbers = window_numbers(window, image, result)
         self._per_pack(arrays[-1], "pooling", kernel, t, *arrays, n, c, *options, *numbers)
+        return None
+
+    def masked_max(self, x: Array, mask: Array, *, out: Array) -> Any:
+        return self._of_steps("masked_max", x, mask, out)
+
+    def masked_mean(self, x: Array, mask: Array, *, out: Array) -> Any:
+        return self._of_steps("masked_mean", x, mask, out)
+
+    def _of_steps(self, kernel: str, x: Array, mask: Array, out: Array) -> Any:
+        """A kernel of ``masked_pooling.cu`` that gives each sequence, and each 32 packs of its channels, a block."""
+        t = self._type(x, mask, out)
+        if t is None or not _masked(x, mask, out):
+            return NotImplemented
+        packs = -(-x.shape[2] * x.dtype.itemsize // 16)
+        shape = self._kernels.flat(len(x) * -(-packs // 32) * self._kernels.THREADS, per_thread=1)
+        self._launch("masked_pooling", kernel, (t,), shape, x, mask, out, *x.shape)
+        return None
+
+    def masked_max_grad(self, dy: Array, x: Array, y: Array, mask: Array, *, dx: Array) -> Any:
+        t = self._type(dy, x, y, mask, dx)
+        if t is None or not _masked(x, mask, y, dy) or not same(x, dx):
+            return NotImplemented
+        self._per_pack(dx, "masked_pooling", "masked_max_grad", t, dy, x, y, mask, dx, *x.shape)
+        return None
+
+    def masked_mean_grad(self, dy: Array, mask: Array, *, dx: Array) -> Any:
+        t = self._type(dy, mask, dx)
+        if t is None or not _masked(dx, mask, dy):
+            return NotImplemented
+        n, kernels = len(dx), self._kernels
+        # Blocks of a sequence: as many as fill the device, but each with a pack for every thread
+        packs = dx.size // n * dx.dtype.itemsize // 16
+        parts = max(1, min(kernels.most_blocks // n, -(-packs // kernels.THREADS)))
+        shape = kernels.flat(n * parts * kernels.THREADS, per_thread=1)
+        self._launch("masked_pooling", "masked_mean_grad", (t,), shape, dy, mask, dx, *dx.shape, parts)
         return None
 
     def _per_pack(self, out: Array, file: str, kernel: str, t: str, *arguments: Any) -> None:
@@ -136,6 +172,13 @@ class CudaSpatial:
             shape = self._kernels.flat(x.size * x.dtype.itemsize // (16 * _RUN), per_thread=1)
             self._launch("dropout", "spatial_dropout", (t,), shape, x, out, *x.shape, _RUN, *numbers)
         return None
+
+
+def _masked(x: Array, mask: Array, *results: Array) -> bool:
+    """Whether these are sequences that are not empty, their mask, and arrays with one step of each."""
+    if x.ndim != 3 or x.size == 0 or mask.shape != x.shape[:2]:
+        return False
+    return all(result.shape == (len(x), x.shape[2]) for result in results)
 
 
 def _enlarged(x: Array, factors: tuple[int, int], large: Array) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.cpu import bilinear, group_norm, images, pooling
+from ..kernels.cpu import bilinear, group_norm, images, masked_pooling, pooling
 from ..random import keep_threshold
 from ..window import Window
 from .base import Array
@@ -23,6 +23,14 @@ def _windows(method: str, name: str, image: Array, window: Window, **results: Ar
     _images(method, **{name: image})
     n, h, w, c = image.shape
     shapes(method, **{key: (result, (n, *window.out_size(h, w), c)) for key, result in results.items()})
+
+
+def _steps(method: str, name: str, x: Array, mask: Array, **results: Array) -> None:
+    """Check sequences, the argument called `name`, their mask, and arrays that have one step of each."""
+    if x.ndim != 3:
+        raise ValueError(f"{method}: {name} has shape {x.shape}, expected (n, steps, channels)")
+    n, t, c = x.shape
+    shapes(method, mask=(mask, (n, t)), **{key: (result, (n, c)) for key, result in results.items()})
 
 
 def _larger(method: str, name: str, outer: Array, inner: Array, top: int, left: int) -> None:
@@ -79,6 +87,39 @@ class NumbaSpatial:
         _windows("avg_pool_grad", "dx", dx, window, dy=dy)
         writable("avg_pool_grad", dx=dx)
         self._emit(pooling.sum_pool_grad_call(dy, window, _share(window, count_padding), dx))
+
+    def masked_max(self, x: Array, mask: Array, *, out: Array) -> None:
+        if not native(x, mask, out):
+            self._numpy("masked_max", x, mask, out=out)
+            return
+        _steps("masked_max", "x", x, mask, out=out)
+        writable("masked_max", out=out)
+        self._emit(masked_pooling.masked_max_call(x, mask, out))
+
+    def masked_max_grad(self, dy: Array, x: Array, y: Array, mask: Array, *, dx: Array) -> None:
+        if not native(dy, x, y, mask, dx):
+            self._numpy("masked_max_grad", dy, x, y, mask, dx=dx)
+            return
+        _steps("masked_max_grad", "x", x, mask, dy=dy, y=y)
+        shapes("masked_max_grad", dx=(dx, x.shape))
+        writable("masked_max_grad", dx=dx)
+        self._emit(masked_pooling.masked_max_grad_call(dy, x, y, mask, dx))
+
+    def masked_mean(self, x: Array, mask: Array, *, out: Array) -> None:
+        if not native(x, mask, out):
+            self._numpy("masked_mean", x, mask, out=out)
+            return
+        _steps("masked_mean", "x", x, mask, out=out)
+        writable("masked_mean", out=out)
+        self._emit(masked_pooling.masked_mean_call(x, mask, out))
+
+    def masked_mean_grad(self, dy: Array, mask: Array, *, dx: Array) -> None:
+        if not native(dy, mask, dx):
+            self._numpy("masked_mean_grad", dy, mask, dx=dx)
+            return
+        _steps("masked_mean_grad", "dx", dx, mask, dy=dy)
+        writable("masked_mean_grad", dx=dx)
+        self._emit(masked_pooling.masked_mean_grad_call(dy, mask, dx))
 
     # ---- size -------------------------------------------------------------------------------------
     def pad(self, x: Array, top: int, left: int, *, out: Array) -> None:

@@ -117,6 +117,26 @@ class SpatialOperations(ABC):
     def avg_pool_grad(self, dy: Array, window: Window, *, count_padding: bool = False, dx: Array) -> None:
         """The gradient of :meth:`avg_pool`."""
 
+    @abstractmethod
+    def masked_max(self, x: Array, mask: Array, *, out: Array) -> None:
+        """The largest of each sequence's steps that are there, per channel; what is padding does not count, NaN does.
+
+        `x` (n, t, c), `mask` (n, t): not 0, or 0 where a step is padding, `out` (n, c), all of one type. A sequence
+        that is all padding gives 0.
+        """
+
+    @abstractmethod
+    def masked_max_grad(self, dy: Array, x: Array, y: Array, mask: Array, *, dx: Array) -> None:
+        """Each `dy` goes to the first step that is there and has its `y` (or NaN, where `y` is NaN); padding gets 0."""
+
+    @abstractmethod
+    def masked_mean(self, x: Array, mask: Array, *, out: Array) -> None:
+        """The mean of each sequence's steps that are there, per channel; shapes and padding as :meth:`masked_max`."""
+
+    @abstractmethod
+    def masked_mean_grad(self, dy: Array, mask: Array, *, dx: Array) -> None:
+        """The gradient of :meth:`masked_mean`; padding gets 0."""
+
     # ---- size ---------------------------------------------------------------------------------------
     @abstractmethod
     def pad(self, x: Array, top: int, left: int, *, out: Array) -> None:

@@ -150,7 +150,7 @@ class Graph:
 
     def reduce(self, op: str, x: str, axis: int, keepdims: int) -> str:
         """A reduction over one axis."""
-        if self.opset >= AXES_SINCE:
+        if self.opset >= AXES_SINCE or op == "ReduceSum":  # of which they have been one for longer
             return self.node(op, x, self.constant(np.array([axis], np.int64), "axes"), keepdims=keepdims)
         return self.node(op, x, axes=[axis], keepdims=keepdims)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from ..layers.windows import spread, window_on
 from ..window import Window
-from .onnx_graph import Node, elementwise
+from .onnx_graph import Graph, Node, elementwise
 
 __all__ = [
     "average",
@@ -107,9 +108,30 @@ def of_all(op: str) -> Callable[[Node], str]:
 
     def emit(node: Node) -> str:
         g = node.g
+        if node.masks[0] is not None:
+            return _MASKED[op](g, node.x, node.masks[0])
         return g.node("Flatten", g.node(op, g.channels_first(node.x, node.rank)), axis=1)
 
     return emit
+
+
+def _there(g: Graph, x: str, mask: str, padding: float) -> str:
+    """The steps of `x` that are there, and numbers in place of the others."""
+    return g.node("Where", g.unsqueeze(g.node("Cast", mask, to=g.bool_type), 2), x, g.number(padding))
+
+
+def _masked_mean(g: Graph, x: str, mask: str) -> str:
+    steps = g.node("Max", g.reduce("ReduceSum", mask, 1, 1), g.number(1.0))
+    return g.node("Div", g.reduce("ReduceSum", _there(g, x, mask, 0.0), 1, 0), steps)
+
+
+def _masked_max(g: Graph, x: str, mask: str) -> str:
+    largest = g.reduce("ReduceMax", _there(g, x, mask, -inf), 1, 0)
+    some = g.node("Cast", g.reduce("ReduceMax", mask, 1, 1), to=g.bool_type)
+    return g.node("Where", some, largest, g.number(0.0))
+
+
+_MASKED = {"GlobalAveragePool": _masked_mean, "GlobalMaxPool": _masked_max}
 
 
 def zero_padding(node: Node) -> str:

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..layers import Activation, Add, BatchNorm, Concat, Dense, Dropout, Flatten, LayerNorm
+from ..layers import (
+    Activation,
+    Add,
+    BatchNorm,
+    Concat,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool1D,
+    GlobalMaxPool1D,
+    LayerNorm,
+)
 from ..layers.attention import AttentionLayer
 from ..layers.bidirectional import Bidirectional
 from ..layers.convolution import ConvolutionLayer
@@ -33,6 +44,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["from_module", "load_state_dict", "state_dict", "to_module"]
+
+# Layers to which masked steps are not there
+_LEAVE_OUT = (Recurrent, Bidirectional, AttentionLayer, GlobalAvgPool1D, GlobalMaxPool1D)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------
@@ -138,18 +152,23 @@ def to_module(model: Network) -> nn.Module:
     ------
     ValueError
         If a layer has no counterpart in PyTorch: a GRU that resets before the product, a state that lasts, or a
-        recurrent layer or attention with masked steps.
+        recurrent layer, attention or global pooling with masked steps.
     """
+    _refuse_what_is_beyond(model)
+    return _module(model)
+
+
+def _refuse_what_is_beyond(model: Network) -> None:
+    """Raise ``ValueError`` where a layer, and not only its weights, is another one than its module."""
     for node in model.built:
         if why := _beyond(node):
             raise ValueError(f"layer {node.index} ({node.name}): {type(node.layer).__name__} {why}")
-    return _module(model)
 
 
 def _beyond(node: Built) -> str:
     """What a layer does that its module does not."""
     masked = any(mask is not None for mask in node.masks)
-    if isinstance(node.layer, (Recurrent, Bidirectional, AttentionLayer)) and masked:
+    if isinstance(node.layer, _LEAVE_OUT) and masked:
         return "has masked steps, which have no counterpart in PyTorch"
     inner = node.layer.layer if isinstance(node.layer, Bidirectional) else node.layer
     return "with stateful=True has no counterpart in PyTorch" if getattr(inner, "stateful", False) else ""
@@ -264,7 +283,8 @@ def from_module(module: nn.Sequential, in_shape: int | tuple[int, ...] | None = 
     Raises
     ------
     ValueError
-        If a module, or an argument of one, has no counterpart here, or the shape of inputs is not known.
+        If a module, or an argument of one, has no counterpart here, or the shape of inputs is not known; or if a
+        module sees the steps that one before it masks, which a layer would leave out.
     """
     from .torch_import import first_features, layers_of
 
@@ -274,5 +294,6 @@ def from_module(module: nn.Sequential, in_shape: int | tuple[int, ...] | None = 
     state = module.state_dict()
     double = any(str(value.dtype) == "torch.float64" for value in state.values())
     model = Sequential(layers).build(in_shape, dtype="float64" if double else "float32", seed=0)
+    _refuse_what_is_beyond(model)
     load_state_dict(model, state)
     return model

@@ -85,9 +85,9 @@ class _Windows(_Pooling):
 
 
 class _Global(_Pooling):
-    """Pooling of all of an image."""
+    """Pooling of all of an image, or of a sequence."""
 
-    refuses_mask = True
+    refuses_mask = True  # steps of an image are nothing that could be left out
 
     def __init__(self, *, name: str | None = None) -> None:
         self.name = name
@@ -223,9 +223,27 @@ class GlobalMaxPool1D(_Max, _Global):
     ----------
     name : str, optional
         Name of the layer in the model.
+
+    Notes
+    -----
+    Steps that are masked do not count; where all of them are, `y` is 0, and so is the gradient. Of equal steps the
+    first one gets the gradient.
     """
 
     axes = 1
+    refuses_mask = False
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        if self.mask is None:
+            super().forward(bk, x, y)
+        else:
+            bk.masked_max(x, self.mask, out=y)
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        if self.mask is None:
+            super().backward(bk, dy, dx)
+        elif dx is not None:
+            bk.masked_max_grad(dy, self.x, self.y, self.mask, dx=dx)
 
 
 class GlobalAvgPool2D(_Avg, _Global):
@@ -245,6 +263,24 @@ class GlobalAvgPool1D(_Avg, _Global):
     ----------
     name : str, optional
         Name of the layer in the model.
+
+    Notes
+    -----
+    Steps that are masked do not count, as in Keras: ``y = sum_t m_t x_t / sum_t m_t`` with the mask `m`. Where all of
+    them are masked, `y` is 0, and so is the gradient.
     """
 
     axes = 1
+    refuses_mask = False
+
+    def forward(self, bk: Backend, x: Array, y: Array) -> None:
+        if self.mask is None:
+            super().forward(bk, x, y)
+        else:
+            bk.masked_mean(x, self.mask, out=y)
+
+    def backward(self, bk: Backend, dy: Array, dx: Array | None) -> None:
+        if self.mask is None:
+            super().backward(bk, dy, dx)
+        elif dx is not None:
+            bk.masked_mean_grad(dy, self.mask, dx=dx)

@@ -35,6 +35,7 @@ def spatial_operations(ops: Operations) -> None:
         _pools(ops, label, x, window, (n, *sizes, c))
         for groups, outputs in ((1, 5), (c, 2 * c)):
             _convolution(ops, f"{label}, {groups} groups", x, window, groups, (n, *sizes, outputs))
+    _masked_pools(ops, n, c)
     _sizes(ops, x, n, c)
     _normalisation(ops, n, c)
 
@@ -69,6 +70,17 @@ def _pools(ops: Operations, label: str, x: Any, window: Window, shape: tuple[int
         name = f"avg_pool {label} {count}"
         ops._call("avg_pool", x, window, count_padding=count, out=ops._out(name, *shape))
         ops._call("avg_pool_grad", dy, window, count_padding=count, dx=ops._out(f"{name} dx", *x.shape))
+
+
+def _masked_pools(ops: Operations, n: int, c: int) -> None:
+    x, dy, steps = ops._data(n, 13, c), ops._data(n, c), ops.rng.random((n, 13)) < 0.7
+    steps[0] = n == 1  # of several sequences the first one is all padding
+    mask = ops._device(steps.astype(ops.dtype))
+    y, dx = ops._out("masked_max", n, c), ops._out("masked_max dx", *x.shape)
+    ops._call("masked_max", x, mask, out=y)
+    ops._call("masked_max_grad", dy, x, y, mask, dx=dx)
+    ops._call("masked_mean", x, mask, out=ops._out("masked_mean", n, c))
+    ops._call("masked_mean_grad", dy, mask, dx=ops._out("masked_mean dx", *x.shape))
 
 
 def _sizes(ops: Operations, x: Any, n: int, c: int) -> None:

@@ -40,7 +40,7 @@ HALF_PRODUCTS = {
 #: Relative error of one rounding
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 #: Arguments that have 16 bits where activations have: the others are then float32
-ACTIVATIONS = {"x", "y", "z", "out", "saved", "dy", "dx", "pred", "dpred", "logits", "dlogits", "W", "b"}
+ACTIVATIONS = {"x", "y", "z", "out", "saved", "dy", "dx", "pred", "dpred", "logits", "dlogits", "W", "b", "mask"}
 ALWAYS_DOUBLE = {"state", "lr_table"}
 #: Arguments that a method may overwrite though the test does not look at what is in them
 USED_UP = {"linear_act_grad": ("dy",), "conv_act_grad": ("dy",)}

@@ -262,6 +262,22 @@ def test_calls_go_image_by_image_together(rng, monkeypatch):
         (lambda x, y: NUMBA.upsample_bilinear(y, (2, 3), out=x), r"bilinear: out has .*, expected \(2, 4, 6, 3\)"),
         (lambda x, y: NUMBA.upsample_bilinear_grad(x, (2, 1), dx=y), r"dy has shape .*, expected \(2, 4, 2, 3\)"),
         (
+            lambda x, y: NUMBA.masked_max(x, x[0, 0], out=y),
+            r"masked_max: x has shape .*, expected \(n, steps, channels",
+        ),
+        (
+            lambda x, y: NUMBA.masked_mean(x[0], x[0, 0], out=y),
+            r"masked_mean: mask has shape \(4, 3\), expected \(4, 4",
+        ),
+        (
+            lambda x, y: NUMBA.masked_mean_grad(y[0, 0], x[0, :, :, 0].copy(), dx=x[0]),
+            r"masked_mean_grad: dy has shape \(2, 3\), expected \(4, 3\)",
+        ),
+        (
+            lambda x, y: NUMBA.masked_max_grad(x[0, 0], x[0], x[0, 0], x[0, :, :, 0].copy(), dx=y[0]),
+            r"masked_max_grad: dx has shape \(2, 2, 3\), expected \(4, 4, 3\)",
+        ),
+        (
             lambda x, y: NUMBA.spatial_dropout(x, np.zeros(S.SIZE), rate=0.5, stream=0, out=x),
             r"spatial_dropout: x has shape .*, expected \(n, pixels, channels\)",
         ),

@@ -78,6 +78,11 @@ def both_ways() -> Layers:
     ]
 
 
+def pooled() -> Layers:
+    pools = nf.Parallel([nf.GlobalMaxPool1D(), nf.GlobalAvgPool1D()])
+    return [nf.Embedding(9, 4, mask_zero=True), nf.Dense(5, "tanh"), pools, nf.Dense(3)]
+
+
 def carrying() -> Layers:
     return [
         nf.Embedding(9, 4),
@@ -103,6 +108,7 @@ MODELS: dict[str, tuple[Callable[[], Layers], Callable[..., Any]]] = {
     "up and down": (up_and_down, images),
     "branches": (branches, sequences),
     "both ways": (both_ways, words),
+    "pooled": (pooled, words),
     "carrying": (carrying, pieces),
     "transformer": (transformer(dropout=0.2), texts),
     "rotary, checkpoint": (transformer(rotary=True, checkpoint=True, norm="rms", bias=False), texts),
@@ -153,7 +159,7 @@ def test_a_model_trains_as_on_numpy(emulated_cuda: EmulatedBackend, monkeypatch:
         np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["residual", "both ways", "carrying", "transformer"])
+@pytest.mark.parametrize("name", ["residual", "both ways", "pooled", "carrying", "transformer"])
 def test_a_graph_computes_what_its_kernels_do(
     emulated_cuda: EmulatedBackend, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -167,7 +173,7 @@ def test_a_graph_computes_what_its_kernels_do(
     ("name", "precision"),
     [
         *(("residual", "bf16"), ("carrying", "bf16"), ("transformer", "bf16")),
-        *(("up and down", "fp16"), ("both ways", "fp16"), ("masked places", "fp16")),
+        *(("up and down", "fp16"), ("both ways", "fp16"), ("masked places", "fp16"), ("pooled", "bf16")),
     ],
 )
 def test_a_model_of_16_bits(

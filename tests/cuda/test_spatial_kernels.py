@@ -83,6 +83,27 @@ def test_avg_pool(
     check(bk, "avg_pool_grad", dtype, ("dx",), dy=dy, dx=nan(*shape), options=options, backward=True)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@each_storage
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 40, 16), (2, 3, 300)], ids=str)
+def test_masked_pools(bk: EmulatedBackend, rng: Any, dtype: str, shape: tuple[int, int, int]) -> None:
+    """Many steps are equal, what is padding is no number, and of the first sequence there is nothing else."""
+    n, t, c = shape
+    mask = (rng.random((n, t)) < 0.6).astype(float)
+    mask[0], mask[-1, -1] = 0, 1
+    x, dy = rng.integers(-2, 3, shape).astype(float), rng.integers(-8, 9, (n, c)).astype(float)
+    x[mask == 0] = np.nan
+    y = check(bk, "masked_max", dtype, x=x, mask=mask, out=nan(n, c))["out"].astype(float)
+    check(bk, "masked_max_grad", dtype, ("dx",), dy=dy, x=x, y=y, mask=mask, dx=nan(*shape))
+    check(bk, "masked_mean", dtype, x=x, mask=mask, out=nan(n, c))
+    check(bk, "masked_mean_grad", dtype, ("dx",), dy=dy, mask=mask, dx=nan(*shape), backward=True)
+    # NaN that is there wins, and has the gradient
+    x[-1, -1, 0] = np.nan
+    y = check(bk, "masked_max", dtype, x=x, mask=mask, out=nan(n, c))["out"].astype(float)
+    assert np.isnan(y[-1, 0])
+    check(bk, "masked_max_grad", dtype, ("dx",), dy=dy, x=x, y=y, mask=mask, dx=nan(*shape))
+
+
 # ---- size -----------------------------------------------------------------------------------------
 @each_storage
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 5, 1, 16)], ids=str)
@@ -188,6 +209,8 @@ def every_call(bk: Any, dtype: str) -> tuple[Callable[[], None], dict[str, Any]]
         out("rms", n * h * w, c),
     )
     pixels, rows = x.reshape(n, h * w, c), x.reshape(-1, c)
+    mask = bk.asarray((rng.random((n, h * w)) < 0.6).astype(narrow))
+    steps = [out(f"masked {i}", n, c) for i in range(2)] + [out(f"masked dx {i}", n, h * w, c) for i in range(2)]
 
     def call() -> None:
         for small, border in zip(units, padded, strict=True):
@@ -196,6 +219,10 @@ def every_call(bk: Any, dtype: str) -> tuple[Callable[[], None], dict[str, Any]]
         bk.max_pool_grad(dy, x, y, window, dx=dx[0])
         bk.avg_pool(x, window, out=mean)
         bk.avg_pool_grad(dy, window, dx=dx[1])
+        bk.masked_max(pixels, mask, out=steps[0])
+        bk.masked_max_grad(steps[0], pixels, steps[0], mask, dx=steps[2])
+        bk.masked_mean(pixels, mask, out=steps[1])
+        bk.masked_mean_grad(steps[1], mask, dx=steps[3])
         bk.upsample_grad(large, (2, 1), dx=dx[2])
         bk.upsample_bilinear(x, (2, 1), out=between)
         bk.upsample_bilinear_grad(large, (2, 1), dx=dx[6])
@@ -220,7 +247,9 @@ def test_every_instantiation_runs_and_the_steady_state_neither_waits_nor_allocat
         call()
         assert (bk.counts.syncs, bk.counts.uploads, bk.counts.allocations) == (0, 0, 0)
         launched.update(bk.counts.kernels)
-    ours = {name for file in ("pooling", "images", "group_norm", "rms_norm") for name in expressions(file)}
+    ours = {
+        name for file in ("pooling", "masked_pooling", "images", "group_norm", "rms_norm") for name in expressions(file)
+    }
     assert ours | {name for name in expressions("dropout") if name.startswith("spatial")} <= launched
 
 
@@ -255,6 +284,8 @@ def test_shapes_that_do_not_fit_go_to_the_composition(bk: EmulatedBackend) -> No
         lambda: bk.upsample(x, (2, 2), out=bk.zeros((1, 8, 7, 2), "float32")),
         lambda: bk.upsample_bilinear(x, (2, 2), out=bk.zeros((1, 8, 7, 2), "float32")),
         lambda: bk.upsample_bilinear_grad(x, (2, 1), dx=bk.zeros((1, 3, 4, 2), "float32")),
+        lambda: bk.masked_mean(x[0], bk.zeros((4, 3), "float32"), out=bk.zeros((4, 2), "float32")),
+        lambda: bk.masked_max(x[0], bk.zeros((4, 4), "float32"), out=bk.zeros((3, 2), "float32")),
         lambda: bk.rms_norm(rows, bk.zeros(3, "float32"), eps=0.1, out=rows, rstd=bk.zeros(16, "float32")),
     ):
         with pytest.raises((ValueError, IndexError)):

@@ -113,6 +113,17 @@ def test_words(kind: Any) -> None:
             clone(fitted).fit(wrong, y)
 
 
+@pytest.mark.parametrize("pool", [nf.GlobalMaxPool1D, nf.GlobalAvgPool1D])
+def test_pooled_words(pool: Any) -> None:
+    """What is behind a sentence says nothing."""
+    X, y = words()
+    model = nf.Sequential([nf.Embedding(9, 6, mask_zero=True), pool(), nf.Dense(8, "relu"), nf.Dense(1)])
+    fitted = classifier(model, epochs=15).fit(X, y)
+    assert fitted.score(X, y) > 0.9
+    proba = fitted.predict_proba(X)
+    np.testing.assert_allclose(clone(fitted).fit(X[:, ::-1], y).predict_proba(X[:, ::-1]), proba, rtol=1e-3, atol=1e-4)
+
+
 def test_search_for_a_text_model() -> None:
     X, y = words()
     models = [

@@ -143,6 +143,20 @@ def test_masked_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(computed(tmp_path / "m.onnx", x), model.predict(x, device="numpy"), **CLOSE)
 
 
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("pool", [nf.GlobalMaxPool1D, nf.GlobalAvgPool1D])
+def test_pooling_of_the_steps_that_are_there(tmp_path: Path, pool: Any, opset: int) -> None:
+    words = nf.Sequential([nf.Embedding(5, 4, mask_zero=True), nf.Dense(3), pool(), nf.Dense(2)]).build(6, seed=0)
+    check(randomised(words), tmp_path / "m.onnx", opset)
+    numbers = nf.Sequential([nf.Masking(-1.0), nf.Dense(3, "tanh"), pool()]).build((6, 2), seed=0)
+    check(numbers, tmp_path / "n.onnx", opset)
+    for model, name, x in (
+        (words, "m.onnx", np.array([[0] * 6, [0, 3, 0, 0, 0, 0]])),
+        (numbers, "n.onnx", np.where(np.arange(24).reshape(2, 6, 2) < 15, np.float32(-1), np.float32(3))),
+    ):
+        np.testing.assert_allclose(computed(tmp_path / name, x), model.predict(x, device="numpy"), **CLOSE)
+
+
 def test_a_graph_with_a_shared_layer(tmp_path: Path) -> None:
     x = nf.Input((5, 4))
     shared = nf.Dense(4, "tanh")

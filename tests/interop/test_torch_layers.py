@@ -15,6 +15,7 @@ from tests.layer_samples import SAMPLES, is_stateful, model_of, randomised, samp
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
+parts = pytest.importorskip("nnfast.interop.torch_parts")
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -258,6 +259,10 @@ def test_training_goes_on_from_them() -> None:
     [
         ([nf.Embedding(5, 3, mask_zero=True), nf.LSTM(2)], r"layer 1 \(lstm\): LSTM has masked steps"),
         ([nf.Embedding(5, 4, mask_zero=True), nf.MultiHeadAttention(2)], r"MultiHeadAttention has masked steps"),
+        (
+            [nf.Embedding(5, 4, mask_zero=True), nf.Dense(2), nf.GlobalAvgPool1D()],
+            r"layer 2 \(globalavgpool1d\): GlobalAvgPool1D has masked steps",
+        ),
         ([nf.Embedding(5, 3), nf.GRU(2, reset_after=False)], r"layer 1 \(gru\): PyTorch's GRU resets after"),
         ([nf.Embedding(5, 3), nf.Bidirectional(nf.GRU(2, stateful=True))], r"Bidirectional with stateful=True"),
     ],
@@ -265,6 +270,15 @@ def test_training_goes_on_from_them() -> None:
 def test_layers(layers: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         interop.to_module(nf.Sequential(layers).build(4))
+
+
+def test_modules_that_see_what_is_masked() -> None:
+    """As layers they would leave it out."""
+    pool = nn.Sequential(parts.ChannelsFirst(), nn.AdaptiveMaxPool1d(1), nn.Flatten())
+    rnn = parts.Sequences(nn.GRU(2, 3, batch_first=True), every=False, reverse=False)
+    for module, name in ((pool, "GlobalMaxPool1D"), (rnn, "GRU")):
+        with pytest.raises(ValueError, match=f"layer 1 .*: {name} has masked steps, which have no counterpart"):
+            interop.from_module(nn.Sequential(parts.Masking(0.0), module), (4, 2))
 
 
 class Attention(nn.Module):
