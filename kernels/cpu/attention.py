@@ -261,7 +261,7 @@ def place_of(x: np.ndarray) -> tuple[int, int, int]:
 
 def packs(blocks: product.Blocking, *arrays: np.ndarray) -> bool:
     """Whether any of these cannot be read where they are, because their steps would clash in the cache."""
-    return not all(x.shape[1] == 1 or blocks.reads_rows(x.strides[1] // x.itemsize, False) for x in arrays)
+    return not all(x.shape[1] == 1 or blocks.reads_rows(x.strides[1] // x.itemsize) for x in arrays)
 
 
 @once
@@ -301,7 +301,7 @@ def attention_call(
     block, tile = (-(-size // blocks.shape.lanes) * blocks.shape.lanes for size in (plan.block, plan.tile))
     sizes = [
         plan.key_tile * tile, blocks.columns_size(d, tile), blocks.columns_size(plan.key_tile, d),
-        plan.key_tile * d * clashes, block, block, tile,
+        blocks.rows_size(plan.key_tile, d, False) * clashes, block, block, tile,
     ]  # fmt: skip
     room = room_of(sizes, plan.tasks, dtype)
     ints = [

@@ -183,7 +183,7 @@ def attention_grad_call(
     of_queries, of_rows = blocks.columns_size(d, tile), blocks.columns_size(plan.tile, d)
     sizes = [
         *[plan.key_tile * tile] * 2, *[of_queries] * 2, *[of_rows] * 2, blocks.columns_size(plan.key_tile, d),
-        plan.key_tile * d * clashes, steps, steps,
+        blocks.rows_size(plan.key_tile, d, False) * clashes, steps, steps,
     ]  # fmt: skip
     room = forward.room_of(sizes, plan.tasks, dtype)
     ints = [

@@ -26,6 +26,7 @@ from .sums import reduce_call
 # whether the result goes through ReLU, and bytes from C to what is to be written after it, or 0. By the mode a tile is
 # a range of rows, of the sum's dimension, or of columns.
 ROWS, DEPTH, COLUMNS = range(3)
+READ, PACK, PACKED = range(3)  # states of B
 CLAIMED = 20  # place of those bytes
 
 
@@ -42,7 +43,7 @@ def generated_product(I, F, task):
     elif I[12] == COLUMNS:
         n = min(I[3], n - first)
         b += first * T_SIZE * (I[10] if I[8] else 1)
-        b_to += first * k * T_SIZE
+        b_to += first * k * T_SIZE if I[15] == PACKED else 0
         bias += first * T_SIZE if bias != 0 else 0
         c += first * T_SIZE
     else:
@@ -70,9 +71,6 @@ def pack_task(I, F, task):
 def pack_copy(I, F, task):
     """A task packs one of several B; I: to, bytes from one to the next, b, bytes likewise, k, n, ldb, trans."""
     PACK_COLUMNS(0, I[5], I[4], I[5], I[2] + task * I[3], I[6], I[7], I[0] + task * I[1])
-
-
-READ, PACK, PACKED = range(3)  # states of B
 
 
 def _pack_call(blocks: product.Blocking, b: np.ndarray, k: int, n: int, trans_b: bool) -> tuple[Call, np.ndarray]:
@@ -148,10 +146,12 @@ def _product(
     relu: bool = False,
     claimed: int = 0,
     blas: bool | None = None,
+    by_blocks: bool = False,
 ) -> list[Call]:
     """The call of a product on tiles of the rows or columns of C or of the steps of the sum, after what packs B.
 
-    By default whether `blas` does it is what :mod:`choice` says.
+    By default whether `blas` does it is what :mod:`choice` says. `by_blocks`: what is to be packed of B is packed by
+    the tasks, as it is where they share the steps.
     """
     m, n = out.shape[-2:]
     k = a.shape[0] if trans_a else a.shape[1]
@@ -170,7 +170,9 @@ def _product(
         ints.append(blas_address(dtype) if uses_blas else 0)
         floats = np.array([beta])
         return [Call(address, np.array(ints), floats, tiles.number, parallel, uses_blas, (a, b, out), nanoseconds=time)]
-    part_m, part_k = tiles.tile if mode == ROWS else m, tiles.tile if mode == DEPTH else k
+    part_m, part_k, part_n = (
+        tiles.tile if mode == cut else size for cut, size in ((ROWS, m), (DEPTH, k), (COLUMNS, n))
+    )
     keep: list[Any] = [a, b, out, bias]
     before: list[Call] = []
 
@@ -181,12 +183,13 @@ def _product(
         keep.append(array)
         return array.ctypes.data, size * dtype.itemsize
 
-    reads_a = n == 1 or part_m == 1 or blocks.reads_rows(a.shape[1], trans_a)
-    a_to = (0, 0) if reads_a else room(blocks.rows_size(part_m, part_k))
+    reads_a = part_n <= tuning.COPIED_FOR_COLUMNS if trans_a else blocks.reads_rows(a.shape[1])
+    a_to = (0, 0) if reads_a or n == 1 or part_m == 1 else room(blocks.rows_size(part_m, part_k, trans_a))
     b_to, state = (0, 0), READ
-    if not blocks.reads_columns(part_m, n, trans_a, trans_b):
-        if mode == DEPTH:
-            b_to, state = room(blocks.columns_size(part_k, n)), PACK
+    far = not blocks.reads_blocks(part_m, part_k, b.shape[1])
+    if far or not blocks.reads_columns(part_m, n, trans_a, trans_b):
+        if mode == DEPTH or by_blocks:
+            b_to, state = room(blocks.block_size(part_k, part_n)), PACK
         else:
             call, packed = _pack_call(blocks, b, k, n, trans_b)
             before.append(call)
@@ -262,6 +265,10 @@ def gemm_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray, trans_a: bool, tra
     def by(tiles: tuning.Tiles, claimed: int = 0) -> list[Call]:
         return _product(a, b, out, trans_a, trans_b, beta, tiles, ROWS, claimed=claimed)
 
-    calls = by(tuning.product_rows(m, number))
+    tiles, mode = tuning.product_rows(m, number), ROWS
+    blocks = _generated(m, n, k, out.dtype) if b.nbytes > tuning.PACKED_BYTES else None
+    if blocks is not None and n > m:  # threads share what is to be packed, rather than pack all of it each
+        tiles, mode = tuning.product_columns(n, number, blocks.shape.columns), COLUMNS
+    calls = _product(a, b, out, trans_a, trans_b, beta, tiles, mode, by_blocks=blocks is not None)
     calls[-1].cut = by
     return calls

@@ -62,7 +62,7 @@ def backward_calls(
     shared = threads.count() > 1 and k * m > tuning.SPLIT_BATCH_ELEMENTS and 2 * n * k * m >= tuning.PARALLEL_FLOPS
     if tiles.tasks == 1 and tiles.number == 1 and not shared:
         calls += depth_product(x, dy, dW[None], tiles)
-    elif k * m <= tuning.SPLIT_BATCH_ELEMENTS:
+    elif tuning.splits_batch(k * m, n, threads.count()):
         dW_parts = dW[None] if tiles.tasks == 1 else memory.empty((tiles.tasks, k, m), dtype)
         calls += depth_product(x, dy, dW_parts, tiles)
         if tiles.tasks > 1:

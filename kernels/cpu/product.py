@@ -1,9 +1,9 @@
 """A matrix product on one thread, from micro-kernel tiles: packing, blocking, edges.
 
 The tiles of A stay in the first-level cache, a block of B in the second-level cache; C is gone through once per
-block of the summed dimension. B is usually packed into panels of NR columns, A is read where it is unless its rows lie
-so that they would push each other out of the cache. Every sum runs in the order of the summed dimension, whatever
-the tiling, so results do not depend on the number of threads.
+block of the summed dimension. Both are read where they are, if they lie so that they can stay there; else B is packed
+into panels of NR columns, all of it before or a block at a time, and tiles of A are copied. Every sum runs in the order
+of the summed dimension, whatever the tiling, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import memory
 from . import micro, tuning
 from .intrinsics import claim
 from .specialise import function
@@ -99,12 +100,33 @@ def multiply_column(m, k, a, a_row, b, c, how, bias):
         out[i] = T(0.0) if how & RELU != 0 and total < T(0.0) else total
 
 
-def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, how, bias, claimed):
+def copy_rows(rows, k, a, a_row, to):
+    """Rows of A, each in one piece, to where they lie side by side, a LINE apart."""
+    for i in range(rows):
+        source, out = ptr(a + i * a_row * T_SIZE), ptr(to + i * (k + LINE) * T_SIZE)
+        for p in range(k):
+            out[p] = source[p]
+
+
+def copy_columns(rows, k, a, a_step, to):
+    """Columns of A, each in one piece, to tiles of MR rows; the lines of a column are read once for all of them."""
+    whole = rows // MR
+    for p in range(k):
+        source, out = ptr(a + p * a_step * T_SIZE), ptr(to + p * MR * T_SIZE)
+        for tile in range(whole):
+            for i in range(MR):
+                out[tile * k * MR + i] = source[tile * MR + i]
+        for i in range(rows - whole * MR):
+            out[whole * k * MR + i] = source[whole * MR + i]
+
+
+def multiply(m, n, k, a, a_to, a_row, a_step, b, b_state, ldb, trans_b, b_to, c, ldc, how, bias, claimed):
     """``C = A B``, plus C where `how` has ADD, else plus the row `bias`; C has rows of `ldc` elements.
 
-    Addresses are in bytes, steps in elements. What is not packed has element (i, p) of A at ``a_row i + a_step p`` and
-    (p, j) of B at ``b_step p + j``. Where `claimed` is not 0, what lies so many bytes after a tile of C is asked for
-    meanwhile, since it is to be written next.
+    Addresses are in bytes, steps in elements. Element (i, p) of A is at ``a_row i + a_step p``, of which one is 1;
+    tiles of it are copied to `a_to` first where that is not 0. `b_state` 0: (p, j) of B is at ``ldb p + j``; 1: there,
+    or with `trans_b` at ``ldb j + p``, and blocks are packed to `b_to`; 2: all of it is packed at `b`. Where `claimed`
+    is not 0, what lies so many bytes after a tile of C is asked for meanwhile, since it is to be written next.
     """
     blocks = (k + KC - 1) // KC
     depth = (k + blocks - 1) // blocks
@@ -115,24 +137,31 @@ def multiply(m, n, k, a, a_packed, a_row, a_step, b, b_packed, b_step, c, ldc, h
         if p0 + kc < k:
             here &= ADD
         for j0 in range(0, n, NC):
+            if b_state == 1:
+                some, at = min(NC, n - j0), j0 * ldb + p0 if trans_b != 0 else p0 * ldb + j0
+                PACK_COLUMNS(0, some, kc, some, b + at * T_SIZE, ldb, trans_b, b_to)
             i = 0
             while i < m:
-                rows = m - i
-                if rows >= MR or (a_packed == 0 and rows > 2 * MS):
-                    rows = min(rows, MR)
-                elif a_packed == 0:
+                rows = min(MR, m - i)
+                if rows <= 2 * MS:
                     rows = min(rows, MS)
-                if a_packed != 0:
-                    ai, ri, si = a + (i * k + p0 * rows) * T_SIZE, T_SIZE, rows * T_SIZE
-                else:
-                    ai, ri, si = a + (i * a_row + p0 * a_step) * T_SIZE, a_row * T_SIZE, a_step * T_SIZE
+                ai, ri, si = a + (i * a_row + p0 * a_step) * T_SIZE, a_row * T_SIZE, a_step * T_SIZE
+                if a_to != 0 and a_step == 1:
+                    COPY_ROWS(rows, kc, ai, a_row, a_to)
+                    ai, ri = a_to, (kc + LINE) * T_SIZE
+                elif a_to != 0:
+                    if i % GROUP == 0:
+                        COPY_COLUMNS(min(GROUP, m - i), kc, ai, a_step, a_to)
+                    ai, ri, si = a_to + (i % GROUP // MR * kc * MR + i % MR) * T_SIZE, T_SIZE, MR * T_SIZE
                 for j in range(j0, min(j0 + NC, n), NR):
                     columns = min(NR, n - j)
-                    if b_packed != 0:
-                        width = (columns + VL - 1) // VL * VL
-                        bj, sj = b + (j * k + p0 * width) * T_SIZE, width * T_SIZE
+                    width = (columns + VL - 1) // VL * VL
+                    if b_state == 0:
+                        bj, sj = b + (j + p0 * ldb) * T_SIZE, ldb * T_SIZE
+                    elif b_state == 1:
+                        bj, sj = b_to + (j - j0) * kc * T_SIZE, width * T_SIZE
                     else:
-                        bj, sj = b + (j + p0 * b_step) * T_SIZE, b_step * T_SIZE
+                        bj, sj = b + (j * k + p0 * width) * T_SIZE, width * T_SIZE
                     start = 0 if bias == 0 or here & ADD != 0 else bias + j * T_SIZE
                     cij = c + (i * ldc + j) * T_SIZE
                     if claimed != 0 and p0 + kc == k:
@@ -150,6 +179,13 @@ def pack_columns(first, last, k, n, b, ldb, trans, to):
     ``ldb j + p``. `first` is where a panel starts.
     """
     j0 = first
+    while trans == 0 and j0 + PANELS * NR <= last:  # several at a time, so that more than a line of a row is read
+        for p in range(k):
+            source, out = ptr(b + (p * ldb + j0) * T_SIZE), ptr(to + (j0 * k + p * NR) * T_SIZE)
+            for panel in range(PANELS):
+                for j in range(NR):
+                    out[panel * k * NR + j] = source[panel * NR + j]
+        j0 += PANELS * NR
     while j0 < last:
         columns = min(NR, n - j0)
         width = (columns + VL - 1) // VL * VL
@@ -181,36 +217,11 @@ def pack_columns(first, last, k, n, b, ldb, trans, to):
         j0 += width
 
 
-def pack_rows(m, k, a, lda, trans, to):
-    """All of A (m x k) in panels of MR rows; the last one has what is left.
-
-    A panel is one column after the other. Without `trans` element (i, p) is at ``lda i + p``, with it at ``lda p + i``.
-    """
-    for i0 in range(0, m, MR):
-        rows = min(MR, m - i0)
-        base = to + i0 * k * T_SIZE
-        if trans == 0:
-            for p0 in range(0, k, 16):
-                for i in range(rows):
-                    source, out = ptr(a + ((i0 + i) * lda + p0) * T_SIZE), ptr(base + (p0 * rows + i) * T_SIZE)
-                    for p in range(min(16, k - p0)):
-                        out[p * rows] = source[p]
-        else:
-            for p in range(k):
-                source, out = ptr(a + (p * lda + i0) * T_SIZE), ptr(base + p * rows * T_SIZE)
-                if rows == MR:
-                    for i in range(MR):
-                        out[i] = source[i]
-                else:
-                    for i in range(rows):
-                        out[i] = source[i]
-
-
 def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, ldc, how, bias, claimed):
-    """``C = f(op(A) op(B) + ...)``, see :func:`multiply`: packs what is to be packed, then multiplies.
+    """``C = f(op(A) op(B) + ...)``, see :func:`multiply`.
 
-    A is read where it is if `a_to` is 0, else packed there. `b_state` 0: B is read where it is; 1: it is packed to
-    `b_to` first; 2: it lies packed at `b_to` already. With `trans_b` it can be read where it is only where
+    A is read where it is if `a_to` is 0, else copied there. `b_state` 0: B is read where it is; 1: blocks of it are
+    packed to `b_to`; 2: it lies packed at `b_to` already. With `trans_b` it can be read where it is only where
     :meth:`Blocking.reads_columns` says so.
     """
     if b_state == 0 and trans_a == 0 and n == 1 and ldc == 1 and (ldb == 1 or trans_b != 0):
@@ -227,14 +238,9 @@ def product(m, n, k, a, lda, trans_a, a_to, b, ldb, trans_b, b_state, b_to, c, l
     ):  # C^T = B^T A^T is a row, and A is stored as A^T
         MULTIPLY_ROW(m, k, b, ldb, a, lda, c, how, 0)
         return
-    if b_state == 1:
-        PACK_COLUMNS(0, n, k, n, b, ldb, trans_b, b_to)
-    if a_to != 0:
-        PACK_ROWS(m, k, a, lda, trans_a, a_to)
-    where_a = a_to if a_to != 0 else a
-    where_b = b_to if b_state != 0 else b
     row, step = (1, lda) if trans_a != 0 else (lda, 1)
-    MULTIPLY(m, n, k, where_a, a_to, row, step, where_b, b_state, ldb, c, ldc, how, bias, claimed)
+    where_b = b_to if b_state == 2 else b
+    MULTIPLY(m, n, k, a, a_to, row, step, where_b, b_state, ldb, trans_b, b_to, c, ldc, how, bias, claimed)
 
 
 def tile_sizes(dtype: np.dtype[Any], width: int) -> dict[str, Any]:
@@ -278,26 +284,31 @@ class Blocking:
     Attributes
     ----------
     variant : str
-        Distinguishes kernels that use these functions from those of other vectors.
+        Distinguishes kernels that use these functions from those of other vectors or caches.
     """
 
     def __init__(self, dtype: Any, width: int) -> None:
         self.dtype = dtype = np.dtype(dtype)
         self.shape = shape = micro.shape_for(dtype, width)
-        self.variant = f"v{width}"
-        depth, columns = tuning.PRODUCT_DEPTH, shape.columns
-        block = max(1, tuning.PRODUCT_BLOCK_BYTES // (depth * dtype.itemsize * columns)) * columns
+        self.depth, columns = tuning.PRODUCT_DEPTH * 4 // dtype.itemsize, shape.columns
+        self.block = max(1, tuning.PRODUCT_BLOCK_BYTES // (self.depth * dtype.itemsize * columns)) * columns
+        self.group = shape.rows * tuning.COPIED_TILES
+        self.line = memory.ALIGNMENT // dtype.itemsize
+        self.variant = f"v{width}_{self.block}_{self.group}"
         names: dict[str, Any] = {
             **tile_sizes(dtype, width),
             "ADD": micro.ADD,
             "RELU": micro.RELU,
-            "KC": depth,
-            "NC": block,
+            "PANELS": tuning.PACKED_PANELS,
+            "KC": self.depth,
+            "NC": self.block,
+            "GROUP": self.group,
+            "LINE": self.line,
             "TILE_PRODUCT": tile(dtype, width, micro.EVENLY),
         }
         names["MULTIPLY_ROW"] = row_product(dtype, width)
         names["TRANSPOSE"] = transposed_block(dtype, shape.lanes)
-        templates = (multiply_column, multiply, pack_columns, pack_rows, product)
+        templates = (multiply_column, pack_columns, copy_rows, copy_columns, multiply, product)
         for template in templates:
             inline = template is product
             names[template.__name__.upper()] = function(template, dtype, self.variant, inline=inline, **names)
@@ -310,13 +321,23 @@ class Blocking:
         lanes = self.shape.lanes
         return k * (-(-n // lanes) * lanes) + self.shape.columns
 
-    def rows_size(self, m: int, k: int) -> int:
-        """Room for a packed A."""
-        return m * k
+    def block_size(self, k: int, n: int) -> int:
+        """Room for a packed block of B."""
+        return self.columns_size(min(k, self.depth), min(n, self.block))
 
-    def reads_rows(self, stride: int, trans: bool) -> bool:
-        """Whether A can be read where it is: not if its rows would clash in the cache."""
-        return trans or (stride * self.dtype.itemsize) % tuning.CLASHING_STRIDE != 0
+    def rows_size(self, m: int, k: int, trans: bool) -> int:
+        """Room for what is copied of A at once."""
+        k, rows = min(k, self.depth), self.shape.rows
+        return -(-min(m, self.group) // rows) * rows * k if trans else rows * (k + self.line)
+
+    def reads_rows(self, stride: int) -> bool:
+        """Whether tiles of A can be read where they are: not if its rows would clash in the cache."""
+        return (stride * self.dtype.itemsize) % tuning.CLASHING_STRIDE != 0
+
+    def reads_blocks(self, m: int, k: int, stride: int) -> bool:
+        """Whether blocks of B can be read where they are: not if far rows of it would be met often."""
+        far = stride * self.dtype.itemsize >= tuning.FAR_ROWS
+        return not far or m < tuning.PACKED_FOR_ROWS or k < tuning.PACKED_FROM_DEPTH
 
     def reads_columns(self, m: int, n: int, trans_a: bool, trans_b: bool) -> bool:
         """Whether B can be read where it is: its rows by tiles, or its columns by dot products, if A or C has one."""

@@ -126,8 +126,8 @@ class _Sequences:
             (R.H_ROOM_AT, max(row, self.units), self.tile, self.units),
             (R.Z_ROOM_AT, row, rows, self.units),
         ):
-            if not self.blocks.reads_rows(stride, False):
-                self.work(place, self.blocks.rows_size(m, k))
+            if not self.blocks.reads_rows(stride):
+                self.work(place, self.blocks.rows_size(m, k, False))
 
     def put(self, values: dict[int, Any]) -> None:
         """Set places of the record."""

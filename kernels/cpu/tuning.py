@@ -38,9 +38,20 @@ PARALLEL_FLOPS = 200_000
 # Up to this many multiplications a plain loop beats the 0.1 to 0.2 us that packing and edges, or BLAS's call, cost
 TINY_PRODUCT = 256
 
-# Most steps of the summed dimension between two passes over C: a panel of A, 12 x 512 float32, takes 24 of the 32 KB
-# of a first-level cache
+# Most steps of the summed dimension between two passes over C, half of it in float64: a tile of A, 12 x 512 float32,
+# takes 24 of the 32 KB of a first-level cache
 PRODUCT_DEPTH = 512
+# Tiles of a transposed A are copied where so many columns of B meet them: its rows, a step of the sum each, lie far
+# apart, and only a few lines at such places find room in the first-level cache. So many tiles at once: of each row some
+# lines that follow each other are read, and together the copies take a fifth of the second-level cache
+COPIED_FOR_COLUMNS, COPIED_TILES = 128, max(4, L2 >> 17)
+# B is packed where its rows are so many bytes apart, a page for two of them, and so many rows of A and steps meet them.
+# On some processors a product with what is not takes twice the time
+FAR_ROWS, PACKED_FOR_ROWS, PACKED_FROM_DEPTH = 2048, 128, 64
+# Panels of B, a line or two wide, that are packed at once: what is read of a row are some lines that follow each other
+PACKED_PANELS = 4
+# A larger B of a product on its own is packed by blocks that stay in the second-level cache, by each thread for itself
+PACKED_BYTES = 2 * L2
 # Part of B that is gone through for one panel of A after the other
 PRODUCT_BLOCK_BYTES = L2 // 2
 # Rows of A this many bytes apart, or a multiple of it, share so few sets of the first-level cache that a
@@ -72,6 +83,8 @@ PARALLEL_NS = 2_000
 # dW: up to this many elements each task sums over its own rows of the batch, which are in its cache and no other's,
 # into its own copy of dW; above, each task does its own rows of W.
 SPLIT_BATCH_ELEMENTS = 65_536
+# ... and up to this many where each task has so many rows that adding up the copies does not count
+SPLIT_LARGE_ELEMENTS, SPLIT_LARGE_ROWS = 300_000, 1_024
 
 # Up to this many threads and weights, each thread has and updates all of them itself (copies.py): what a thread does
 # of the others' work is then less than the way of their lines to it, and all of it stays in the second-level cache
@@ -166,6 +179,17 @@ def product_rows(rows: int, threads: int) -> Tiles:
     """One tile a thread, for a product on its own."""
     tile = -(-rows // threads)
     return Tiles(rows, max(1, min(rows, -(-tile // 4) * 4)))
+
+
+def product_columns(columns: int, threads: int, width: int) -> Tiles:
+    """The same for the columns of a product whose tiles are so many columns wide."""
+    return Tiles(columns, -(-columns // (threads * width)) * width)
+
+
+def splits_batch(elements: int, rows: int, threads: int) -> bool:
+    """Whether each task sums up a gradient of so many elements over its own rows of a batch."""
+    large = elements <= SPLIT_LARGE_ELEMENTS and rows >= SPLIT_LARGE_ROWS * threads
+    return elements <= SPLIT_BATCH_ELEMENTS or large
 
 
 def image_tiles(images: int, threads: int) -> Tiles:

@@ -155,7 +155,7 @@ def winograd_image(I, F, task):
         for point in range(POINTS):
             MULTIPLY(
                 lines * I[ACROSS], filters, channels, values + point * I[VALUE_PLANE], 0, I[VALUE_ROW], 1,
-                I[WEIGHTS] + point * I[WEIGHT_BYTES], 1, 0, products + point * I[PRODUCT_PLANE], filters, 0, 0, 0,
+                I[WEIGHTS] + point * I[WEIGHT_BYTES], 2, 0, 0, 0, products + point * I[PRODUCT_PLANE], filters, 0, 0, 0,
             )  # fmt: skip
         STRIP_RESULTS(I, task, first, lines, products)
 
@@ -174,7 +174,7 @@ def winograd_weight_image(I, F, task):
         for point in range(POINTS):
             MULTIPLY(
                 channels, filters, lines * I[ACROSS], values + point * I[VALUE_PLANE], 0, 1, I[VALUE_ROW],
-                gradients + point * I[PRODUCT_PLANE], 0, filters,
+                gradients + point * I[PRODUCT_PLANE], 0, filters, 0, 0,
                 I[PARTS] + part * I[PART_BYTES] + point * channels * filters * T_SIZE, filters, how, 0, 0,
             )  # fmt: skip
 

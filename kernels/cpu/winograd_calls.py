@@ -67,7 +67,7 @@ class _Strips:
         down, across = _tiles(g)
         self.images = Images(x, g, (2 * down + 2, 2 * across + 2))
         # Rows that clash would push each other out of the cache, as would planes at the same place of its sets
-        row = g.channels if product.blocking(x.dtype).reads_rows(g.channels, False) else g.channels + _LINE // size
+        row = g.channels if product.blocking(x.dtype).reads_rows(g.channels) else g.channels + _LINE // size
         lines = max(1, tuning.WINOGRAD_BYTES // (POINTS * across * (row + g.filters) * size))
         lines = -(-down // -(-down // min(lines, down)))  # evenly
         values, products = (-(-lines * across * n * size // _LINE) * _LINE + _LINE for n in (row, g.filters))

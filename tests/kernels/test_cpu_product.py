@@ -188,12 +188,60 @@ def test_relu_keeps_nan(width: int) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("trans_a", "trans_b"), list(combinations((False, True), repeat=2)))
+def test_copies_and_packed_blocks(
+    width: int, trans_a: bool, trans_b: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large products copy A and pack B by blocks; here all do, and blocks are small enough to have several."""
+    small = {
+        "FAR_ROWS": 0,
+        "PACKED_FOR_ROWS": 1,
+        "PACKED_FROM_DEPTH": 1,
+        "COPIED_FOR_COLUMNS": 0,
+        "COPIED_TILES": 2,
+        "CLASHING_STRIDE": 1,
+        "PRODUCT_BLOCK_BYTES": 1 << 16,
+        "PARALLEL_FLOPS": 0,
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(tuning, name, value)
+    product.blocking.cache_clear()
+    for m, n, k in combinations((2, 13, 61), (9, 200), (33, tuning.PRODUCT_DEPTH + 5)):
+        a, b, expected, bound = _operands(m, n, k, trans_a, trans_b, dtype)
+        for number in (1, 3):
+            monkeypatch.setattr(threads, "count", lambda number=number: number)
+            for packed_bytes in (0, 1 << 30):  # by each task for itself, or for all of them before
+                monkeypatch.setattr(tuning, "PACKED_BYTES", packed_bytes)
+                for beta in (0.0, 1.0):
+                    out = np.full((m, n), 2.0 if beta else np.nan, dtype)
+                    _run(gemm.gemm_calls(a, b, out, trans_a, trans_b, beta))
+                    more = 8 * np.finfo(dtype).eps * beta * (2 + np.abs(expected))
+                    assert (np.abs(out - 2 * beta - expected) <= bound + more).all(), (m, n, k)
+
+
+def test_how_large_products_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share the larger side of a product whose B each of them packs; a gradient may still be cut by rows."""
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    monkeypatch.setattr(tuning, "PACKED_BYTES", 1 << 16)
+    for m, n, mode in ((96, 256, gemm.COLUMNS), (256, 96, gemm.ROWS)):
+        a, b, expected, bound = _operands(m, n, 700, True, False, "float32")
+        out = np.empty((m, n), np.float32)
+        (call,) = gemm.gemm_calls(a, b, out, True, False, 0.0)
+        assert call.ints[12] == mode
+        assert call.cut is not None
+        for calls in ([call], call.cut(tuning.Tiles(m, 20))):
+            out[:] = np.nan
+            _run(calls)
+            assert (np.abs(out - expected) <= bound).all()
+
+
 def test_rows_that_clash_in_the_cache_are_packed(width: int) -> None:
     blocks = product.blocking(np.dtype(np.float32))
     assert blocks is not None
     stride = tuning.CLASHING_STRIDE // 4
-    assert not blocks.reads_rows(stride, False)
-    assert blocks.reads_rows(stride + 16, False)
+    assert not blocks.reads_rows(stride)
+    assert blocks.reads_rows(stride + 16)
     a, b, expected, bound = _operands(40, 40, stride, False, False, "float32")
     out = np.empty((40, 40), np.float32)
     _run(gemm.gemm_calls(a, b, out, False, False, 0.0))
