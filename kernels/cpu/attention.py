@@ -23,7 +23,7 @@ from .specialise import function, kernel
 
 # How the work is cut, where the arrays lie, and the room of a task; attention_grad.py's record begins alike
 (
-    ITEMS, PER_TASK, HEADS, QUERIES, KEYS, WIDTH, CAUSAL, BLOCK, TILE, KEY_TILE, MASK, LSE, ROOM, ROOM_BYTES, PACKS,
+    ITEMS, PER_TASK, HEADS, QUERIES, KEYS, WIDTH, CAUSAL, BLOCK, TILE, KEY_TILE, MASK, LSE, ROOM, ROOM_BYTES, COPIED,
     Q, K, V, OUT,
 ) = (*range(15), 15, 18, 21, 24)  # fmt: skip
 # After an array's address: bytes from row to row of the batch, elements from step to step
@@ -127,7 +127,7 @@ def running_softmax(seen, columns, scores, top_at, total_at, alpha_at, first):
 def attention(I, F, task):
     """A task does some items: blocks of queries of a head of a row of the batch. I: as named above; F: scale.
 
-    Room: scores, packed queries, packed values, packed keys where they are, then of a block's queries largest scores
+    Room: scores, packed queries, packed values, rows of keys that are copied, then of a block's queries largest scores
     and sums, and alpha of a tile.
     """
     heads, t, s, d = I[HEADS], I[QUERIES], I[KEYS], I[WIDTH]
@@ -138,7 +138,7 @@ def attention(I, F, task):
     q_to = scores + LINES(key_tile * padded)
     v_to = q_to + LINES(d * padded + NR)
     k_to = v_to + LINES(key_tile * ((d + VL - 1) // VL * VL) + NR)
-    tops = k_to + (LINES(key_tile * d) if I[PACKS] else 0)
+    tops = k_to + LINES(I[COPIED])
     in_block = LINES((block + VL - 1) // VL * VL)
     totals, alpha_at = tops + in_block, tops + 2 * in_block
     q_step, k_step, v_step, out_step = I[Q + STEP], I[K + STEP], I[V + STEP], I[OUT + STEP]
@@ -168,7 +168,7 @@ def attention(I, F, task):
                 columns = (rows + VL - 1) // VL * VL
                 PACKED_QUERIES(rows, d, q + i0 * q_step * T_SIZE, q_step, q_to, T(F[0]))
                 MASKED_SCORES(
-                    seen, columns, d, k + j0 * k_step * T_SIZE, k_step, k_to if I[PACKS] else 0, q_to, scores, mask,
+                    seen, columns, d, k + j0 * k_step * T_SIZE, k_step, k_to if I[COPIED] else 0, q_to, scores, mask,
                     j0 - ahead - i0,
                 )  # fmt: skip
                 place = (i0 - first) * T_SIZE
@@ -259,9 +259,10 @@ def place_of(x: np.ndarray) -> tuple[int, int, int]:
     return x.ctypes.data, x.strides[0], x.strides[1] // x.itemsize
 
 
-def packs(blocks: product.Blocking, *arrays: np.ndarray) -> bool:
-    """Whether any of these cannot be read where they are, because their steps would clash in the cache."""
-    return not all(x.shape[1] == 1 or blocks.reads_rows(x.strides[1] // x.itemsize) for x in arrays)
+def copied_size(blocks: product.Blocking, plan: Cut, d: int, *arrays: np.ndarray) -> int:
+    """Room for rows of these, where they are copied because their steps would clash in the cache, else 0."""
+    clash = any(x.shape[1] > 1 and not blocks.reads_rows(x.strides[1] // x.itemsize) for x in arrays)
+    return blocks.rows_size(plan.key_tile, d, False) if clash else 0
 
 
 @once
@@ -297,17 +298,17 @@ def attention_call(
     (n, t, width), s, dtype = q.shape, k.shape[1], q.dtype
     d, blocks = width // heads, product.blocking(dtype)
     plan = cut(blocks, n, heads, t, s, d, False)
-    clashes = packs(blocks, k)
+    copied = copied_size(blocks, plan, d, k)
     block, tile = (-(-size // blocks.shape.lanes) * blocks.shape.lanes for size in (plan.block, plan.tile))
     sizes = [
         plan.key_tile * tile, blocks.columns_size(d, tile), blocks.columns_size(plan.key_tile, d),
-        blocks.rows_size(plan.key_tile, d, False) * clashes, block, block, tile,
+        copied, block, block, tile,
     ]  # fmt: skip
     room = room_of(sizes, plan.tasks, dtype)
     ints = [
         plan.items, plan.per_task, heads, t, s, d, causal, plan.block, plan.tile, plan.key_tile,
         0 if mask is None else mask.ctypes.data, 0 if lse is None else lse.ctypes.data,
-        room.ctypes.data, room.strides[0], clashes,
+        room.ctypes.data, room.strides[0], copied,
         *place_of(q), *place_of(k), *place_of(v), *place_of(out),
     ]  # fmt: skip
     address = kernel(attention, dtype, blocks.variant, **names(dtype))

@@ -16,6 +16,7 @@ from . import product
 from .attention import (
     BATCH_BYTES,
     CAUSAL,
+    COPIED,
     HEADS,
     ITEMS,
     KEY_TILE,
@@ -25,7 +26,6 @@ from .attention import (
     NO,
     OUT,
     PACKED,
-    PACKS,
     PER_TASK,
     QUERIES,
     ROOM,
@@ -82,8 +82,8 @@ def packed_rows(rows, d, x, step, to, scale):
 def attention_grad(I, F, task):
     """A task does some heads. I: as attention.py names it, then dy, dq, dk, dv; F: scale.
 
-    Room: probabilities and their gradient, packed columns of queries and of dy, packed rows of both and of keys, keys
-    and values packed where they are, then of all queries the sums of ``dy * out`` and what scores are reduced by.
+    Room: probabilities and their gradient, packed columns of queries and of dy, packed rows of both and of keys, rows
+    of keys and values that are copied, then of all queries the sums of ``dy * out`` and what scores are reduced by.
     """
     heads, t, s, d = I[HEADS], I[QUERIES], I[KEYS], I[WIDTH]
     tile, key_tile = I[TILE], I[KEY_TILE]
@@ -97,9 +97,9 @@ def attention_grad(I, F, task):
     dy_rows = q_rows + LINES(tile * wide + NR)
     k_rows = dy_rows + LINES(tile * wide + NR)
     a_to = k_rows + LINES(key_tile * wide + NR)
-    deltas = a_to + (LINES(key_tile * d) if I[PACKS] else 0)
+    deltas = a_to + LINES(I[COPIED])
     shifts = deltas + LINES((t + VL - 1) // VL * VL)
-    packed = a_to if I[PACKS] else 0
+    copied = a_to if I[COPIED] else 0
     q_step, k_step, v_step, dy_step = I[Q + STEP], I[K + STEP], I[V + STEP], I[DY + STEP]
     dq_step, dk_step, dv_step = I[DQ + STEP], I[DK + STEP], I[DV + STEP]
     scale = T(F[0])
@@ -136,7 +136,7 @@ def attention_grad(I, F, task):
                 PACKED_ROWS(rows, d, q_at, q_step, q_rows, scale)
                 PACKED_ROWS(rows, d, dy_at, dy_step, dy_rows, T(1.0))
                 MASKED_SCORES(
-                    seen, columns, d, k + j0 * k_step * T_SIZE, k_step, packed, q_columns, p, mask, j0 - ahead - i0
+                    seen, columns, d, k + j0 * k_step * T_SIZE, k_step, copied, q_columns, p, mask, j0 - ahead - i0
                 )  # fmt: skip
                 by = ptr(shifts + i0 * T_SIZE)
                 for j in range(seen):
@@ -146,7 +146,7 @@ def attention_grad(I, F, task):
                 EXPONENTIALS(p, seen * columns)
                 PANELS_PRODUCT(seen, d, rows, p, columns, NO, dy_rows, rows, dv + j0 * dv_step * T_SIZE, dv_step, how)
                 PRODUCT(
-                    seen, columns, d, v + j0 * v_step * T_SIZE, v_step, NO, packed, NO, NO, NO, PACKED, dy_columns, dp,
+                    seen, columns, d, v + j0 * v_step * T_SIZE, v_step, NO, copied, NO, NO, NO, PACKED, dy_columns, dp,
                     columns, NO, NO, NO,
                 )  # fmt: skip
                 delta = ptr(deltas + i0 * T_SIZE)
@@ -178,17 +178,17 @@ def attention_grad_call(
     (n, t, width), s, dtype = q.shape, k.shape[1], q.dtype
     d, blocks = width // heads, product.blocking(dtype)
     plan = forward.cut(blocks, n, heads, t, s, d, True)
-    clashes = forward.packs(blocks, k, v)
+    copied = forward.copied_size(blocks, plan, d, k, v)
     tile, steps = (-(-size // blocks.shape.lanes) * blocks.shape.lanes for size in (plan.tile, t))
     of_queries, of_rows = blocks.columns_size(d, tile), blocks.columns_size(plan.tile, d)
     sizes = [
         *[plan.key_tile * tile] * 2, *[of_queries] * 2, *[of_rows] * 2, blocks.columns_size(plan.key_tile, d),
-        blocks.rows_size(plan.key_tile, d, False) * clashes, steps, steps,
+        copied, steps, steps,
     ]  # fmt: skip
     room = forward.room_of(sizes, plan.tasks, dtype)
     ints = [
         plan.items, plan.per_task, heads, t, s, d, causal, plan.block, plan.tile, plan.key_tile,
-        0 if mask is None else mask.ctypes.data, lse.ctypes.data, room.ctypes.data, room.strides[0], clashes,
+        0 if mask is None else mask.ctypes.data, lse.ctypes.data, room.ctypes.data, room.strides[0], copied,
     ]  # fmt: skip
     arrays = (q, k, v, out, dy, dq, dk, dv)
     for x in arrays:
