@@ -84,7 +84,7 @@ def scatter_add(I, F, task):
 def gather_call(x: np.ndarray, index: np.ndarray, state: np.ndarray | None, out: np.ndarray) -> Call:
     """``out[i] = x[index[i]]``, or of the current batch where `state` is given."""
     rows, nbytes = len(out), out.nbytes // max(len(out), 1)
-    tiles = tuning.row_tiles(rows, threads.count())
+    tiles = tuning.copy_tiles(rows, nbytes, threads.count())
     ints = np.array(
         [
             x.ctypes.data, len(x), index.ctypes.data, index.size,
@@ -101,7 +101,7 @@ def gather_call(x: np.ndarray, index: np.ndarray, state: np.ndarray | None, out:
 def fetch_call(where: np.ndarray, out: np.ndarray) -> Call:
     """``out[...] = x`` for an x like `out`; ``where`` has its address and the bytes from row to row when it runs."""
     nbytes = out.nbytes // max(len(out), 1)
-    tiles = tuning.row_tiles(len(out), threads.count())
+    tiles = tuning.copy_tiles(len(out), nbytes, threads.count())
     ints = np.array([where.ctypes.data, out.ctypes.data, len(out), nbytes, tiles.tile], np.int64)
     return Call(
         kernel(fetch), ints, np.zeros(1), tiles.number, keep=(where, out),

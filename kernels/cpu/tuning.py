@@ -27,6 +27,8 @@ PARALLEL_ELEMENTS = 4_096
 PARALLEL_TRANSFERS = 1_000
 # Bytes that a copy moves in the time of an element
 COPY_BYTES = 32
+# Rows of so many bytes, such as sequences, are work for several threads, few as they may be
+LONG_ROW_BYTES = 1 << 14
 # Up to this many bytes NumPy copies or fills sooner than the records of a kernel's call are made, which takes 20 us
 EAGER_COPY_BYTES = 1 << 19
 # From this many bytes on a prediction's threads fetch their own inputs: the 10 ns that a line takes that another core
@@ -159,6 +161,14 @@ def row_tiles(rows: int, threads: int) -> Tiles:
     each = -(-rows // (tasks * 4)) * 4
     per_task = -(-each // TILE_ROWS)
     return Tiles(rows, max(1, min(rows, -(-each // (per_task * 4)) * 4)), per_task)
+
+
+def copy_tiles(rows: int, nbytes: int, threads: int) -> Tiles:
+    """Tiles of rows of so many bytes that are only moved: as all kernels have them, but a few long ones are shared."""
+    tiles = row_tiles(rows, threads)
+    if tiles.tasks >= threads or nbytes < LONG_ROW_BYTES:
+        return tiles
+    return Tiles(rows, -(-rows // threads))
 
 
 def sequence_tiles(rows: int, threads: int) -> Tiles:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from nnfast.backends.numba_backend import NumbaBackend
-from nnfast.kernels.cpu import threads, tuning
+from nnfast.kernels.cpu import rows, threads, tuning
+from nnfast.kernels.cpu.driver import Program
+from nnfast.kernels.cpu.fusion import fused
 
 SETUP = """
 import os, sys, threading
@@ -186,3 +188,15 @@ def test_training_with_any_number_of_threads(monkeypatch):
     np.testing.assert_array_equal(trained(1), one)
     for number in (2, 3, 5):
         np.testing.assert_allclose(trained(number), one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_few_long_rows_are_shared(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "count", lambda: number)
+    columns = tuning.LONG_ROW_BYTES // 4
+    assert tuning.copy_tiles(5, 4 * columns, number).tasks == number
+    assert tuning.copy_tiles(5, 4 * columns - 1, number) == tuning.row_tiles(5, number)
+    x, index = np.arange(9 * columns, dtype=np.float32).reshape(9, columns), np.array([8, 0, 3, 3, 7])
+    out = np.zeros((5, columns), np.float32)
+    Program(fused([rows.gather_call(x, index, None, out)])).run()
+    np.testing.assert_array_equal(out, x[index])
