@@ -92,10 +92,10 @@ class CudaCudnn:
         if not self.fused or self._conv_choice == "own":
             return None
         if not self._conv_library:
-            self._conv_library.append(self._open_cudnn())
-            library = self._conv_library[0]
+            library = self._open_cudnn()
             if library is not None:
                 self._conv_choices = self._remembered_convolutions(library)
+            self._conv_library.append(library)  # last: another thread may look for it
         return self._conv_library[0]
 
     def _open_cudnn(self) -> Library | None:
