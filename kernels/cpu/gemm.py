@@ -186,7 +186,7 @@ def _product(
     reads_a = part_n <= tuning.COPIED_FOR_COLUMNS if trans_a else blocks.reads_rows(a.shape[1])
     a_to = (0, 0) if reads_a or n == 1 or part_m == 1 else room(blocks.rows_size(part_m, part_k, trans_a))
     b_to, state = (0, 0), READ
-    far = not blocks.reads_blocks(part_m, part_k, b.shape[1])
+    far = not trans_b and not blocks.reads_blocks(part_m, part_k, n)
     if far or not blocks.reads_columns(part_m, n, trans_a, trans_b):
         if mode == DEPTH or by_blocks:
             b_to, state = room(blocks.block_size(part_k, part_n)), PACK
