@@ -7,8 +7,6 @@ Beyond the outer centres there are cells, too, of which pixels coincide.
 # ruff: noqa: E741 - T, ptr and the capitals are put in by specialise.py and vectors.py
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
@@ -89,11 +87,13 @@ def cell(i, size, factor):
     return max(i - 1, 0), int(inside and factor > 1), 0 if i > 0 else half, factor if i < size else half
 
 
-def interpolate(I, F, task):
-    """LARGE: SMALL with what lies between its pixels."""
+def bilinear(I, F, task):
+    """LARGE: SMALL with what lies between its pixels; or SMALL: the gradient of that, LARGE the one of its result."""
     pixel = I[CHANNELS] * T_SIZE
     short, long = I[WIDTH] * pixel, I[WIDTH] * I[BROAD] * pixel
     small, large = I[SMALL] + task * I[HEIGHT] * short, I[LARGE] + task * I[HEIGHT] * I[TALL] * long
+    if ADDS_UP:
+        clear_memory(small, I[HEIGHT] * short)
     for i in range(I[HEIGHT] + 1):
         row, down, top, bottom = cell(i, I[HEIGHT], I[TALL])
         line = large + ((i - 1) * I[TALL] + I[TALL] // 2) * long
@@ -102,32 +102,10 @@ def interpolate(I, F, task):
             x, out = small + row * short + column * pixel, line + ((j - 1) * I[BROAD] + I[BROAD] // 2) * pixel
             # Sizes that LLVM knows are loops that it unrolls
             if down != 0 and across != 0 and I[TALL] == 2 and I[BROAD] == 2:
-                BLEND_OF_CELL(0, I[CHANNELS], x, short, pixel, out, long, pixel, 0, 2, 0, 2, F, 2)
+                OF_CELL(0, I[CHANNELS], x, short, pixel, out, long, pixel, 0, 2, 0, 2, F, 2)
             else:
-                BLEND_OF_CELL(
+                OF_CELL(
                     0, I[CHANNELS], x, down * short, across * pixel, out, long, pixel, top, bottom, left, right, F,
-                    I[TALL],
-                )  # fmt: skip
-
-
-def interpolate_grad(I, F, task):
-    """SMALL: the gradient of :func:`interpolate`, LARGE that of its result."""
-    pixel = I[CHANNELS] * T_SIZE
-    short, long = I[WIDTH] * pixel, I[WIDTH] * I[BROAD] * pixel
-    small, large = I[SMALL] + task * I[HEIGHT] * short, I[LARGE] + task * I[HEIGHT] * I[TALL] * long
-    clear_memory(small, I[HEIGHT] * short)
-    for i in range(I[HEIGHT] + 1):
-        row, down, top, bottom = cell(i, I[HEIGHT], I[TALL])
-        line = large + ((i - 1) * I[TALL] + I[TALL] // 2) * long
-        for j in range(I[WIDTH] + 1):
-            column, across, left, right = cell(j, I[WIDTH], I[BROAD])
-            dx, dy = small + row * short + column * pixel, line + ((j - 1) * I[BROAD] + I[BROAD] // 2) * pixel
-            # Sizes that LLVM knows are loops that it unrolls
-            if down != 0 and across != 0 and I[TALL] == 2 and I[BROAD] == 2:
-                SUMS_OF_CELL(0, I[CHANNELS], dx, short, pixel, dy, long, pixel, 0, 2, 0, 2, F, 2)
-            else:
-                SUMS_OF_CELL(
-                    0, I[CHANNELS], dx, down * short, across * pixel, dy, long, pixel, top, bottom, left, right, F,
                     I[TALL],
                 )  # fmt: skip
 
@@ -138,11 +116,11 @@ def _shares(factor: int) -> np.ndarray:
     return (np.arange(factor) + (0.0 if factor % 2 else 0.5)) / factor
 
 
-def _call(template: Any, body: Any, small: np.ndarray, factors: tuple[int, int], large: np.ndarray) -> Call:
+def _call(small: np.ndarray, factors: tuple[int, int], large: np.ndarray, backward: bool) -> Call:
     """A call on `small` (n, h, w, c) and what is `factors` times as high and as wide, `large`."""
-    n, backward = len(small), template is interpolate_grad
+    n, of_cell = len(small), over_channels(sums_of_cell if backward else blend_of_cell, small.dtype)
     return Call(
-        kernel(template, small.dtype, **{body.__name__.upper(): over_channels(body, small.dtype)}),
+        kernel(bilinear, small.dtype, "grad" if backward else "", OF_CELL=of_cell, ADDS_UP=backward),
         np.array([small.ctypes.data, *small.shape[1:], large.ctypes.data, *factors], np.int64),
         np.concatenate([_shares(factor) for factor in factors]),
         n,
@@ -156,9 +134,9 @@ def _call(template: Any, body: Any, small: np.ndarray, factors: tuple[int, int],
 
 def interpolate_call(x: np.ndarray, factors: tuple[int, int], out: np.ndarray) -> Call:
     """Bilinear upsampling."""
-    return _call(interpolate, blend_of_cell, x, factors, out)
+    return _call(x, factors, out, False)
 
 
 def interpolate_grad_call(dy: np.ndarray, factors: tuple[int, int], dx: np.ndarray) -> Call:
     """The gradient of :func:`interpolate_call`."""
-    return _call(interpolate_grad, sums_of_cell, dx, factors, dy)
+    return _call(dx, factors, dy, True)
