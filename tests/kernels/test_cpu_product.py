@@ -188,11 +188,8 @@ def test_relu_keeps_nan(width: int) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("trans_a", "trans_b"), list(combinations((False, True), repeat=2)))
-def test_copies_and_packed_blocks(
-    width: int, trans_a: bool, trans_b: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("width", "dtype"), [(16, "float32"), (64, "float32"), (32, "float64")], indirect=["width"])
+def test_copies_and_packed_blocks(width: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large products copy A and pack B by blocks; here all do, and blocks are small enough to have several."""
     small = {
         "FAR_ROWS": 0,
@@ -207,17 +204,17 @@ def test_copies_and_packed_blocks(
     for name, value in small.items():
         monkeypatch.setattr(tuning, name, value)
     product.blocking.cache_clear()
-    for m, n, k in combinations((2, 13, 61), (9, 200), (33, tuning.PRODUCT_DEPTH + 5)):
+    sizes = combinations((2, 13, 61), (9, 200), (33, tuning.PRODUCT_DEPTH + 5))
+    for (m, n, k), trans_a, trans_b in combinations(list(sizes), (False, True), (False, True)):
         a, b, expected, bound = _operands(m, n, k, trans_a, trans_b, dtype)
-        for number in (1, 3):
+        # Packed by each task for itself, or for all of them before
+        for number, packed_bytes, beta in combinations((1, 3), (0, 1 << 30), (0.0, 1.0)):
             monkeypatch.setattr(threads, "count", lambda number=number: number)
-            for packed_bytes in (0, 1 << 30):  # by each task for itself, or for all of them before
-                monkeypatch.setattr(tuning, "PACKED_BYTES", packed_bytes)
-                for beta in (0.0, 1.0):
-                    out = np.full((m, n), 2.0 if beta else np.nan, dtype)
-                    _run(gemm.gemm_calls(a, b, out, trans_a, trans_b, beta))
-                    more = 8 * np.finfo(dtype).eps * beta * (2 + np.abs(expected))
-                    assert (np.abs(out - 2 * beta - expected) <= bound + more).all(), (m, n, k)
+            monkeypatch.setattr(tuning, "PACKED_BYTES", packed_bytes)
+            out = np.full((m, n), 2.0 if beta else np.nan, dtype)
+            _run(gemm.gemm_calls(a, b, out, trans_a, trans_b, beta))
+            more = 8 * np.finfo(dtype).eps * beta * (2 + np.abs(expected))
+            assert (np.abs(out - 2 * beta - expected) <= bound + more).all(), (m, n, k, trans_a, trans_b)
 
 
 def test_how_large_products_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
