@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Test processes share the cores; threads of BLAS would wait for each other on them
+os.environ.update({"OPENBLAS_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {})
+
 import numpy as np
 import pytest
 
