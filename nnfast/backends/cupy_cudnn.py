@@ -21,6 +21,7 @@ from ..activations import Activation
 from ..errors import OutOfMemoryError
 from ..kernels.cuda import cudnn_graphs
 from ..kernels.cuda.algorithms import table
+from ..kernels.cuda.cublaslt import alignment
 from ..kernels.cuda.cudnn_graphs import BIAS, FACTOR, RESULT, SOURCE, Convolution, CudnnError, Library, Plan
 from ..kernels.remembered import Remembered
 from ..window import Window
@@ -36,6 +37,8 @@ CHOICES = ("measured", "own", "cudnn")
 
 # Bytes that a plan may work in
 _WORKSPACE = 128 << 20
+# Bytes that graphs' arrays are aligned to
+_ALIGNMENT = 16
 # Products in a convolution below which it is not asked: launches are most of the time, and it takes one more
 _FEWEST_PRODUCTS = 1 << 24
 # By what is computed in: how far a plan may be off, as a share of the largest result
@@ -126,7 +129,7 @@ class CudaCudnn:
         own: Callable[[], None],
     ) -> bool:
         """``out = f(x * W + b)``, which `own` computes, too; whether it was done."""
-        problem = self._problem("forward", x, window, groups, out)
+        problem = self._problem("forward", x, window, groups, out, b)
         if problem is None:
             return False
         problem = replace(problem, bias=b is not None)
@@ -185,15 +188,22 @@ class CudaCudnn:
 
         return problem is not None and self._by_cudnn(problem, dW, own, work)
 
-    def _problem(self, kind: str, image: Array, window: Window, groups: int, result: Array) -> Convolution | None:
-        """What cuDNN is asked for; ``None`` where it cannot be: its results are as large as the windows say."""
+    def _problem(
+        self, kind: str, image: Array, window: Window, groups: int, result: Array, bias: Array | None = None
+    ) -> Convolution | None:
+        """What cuDNN is asked for; ``None`` where it cannot be.
+
+        Its results are as large as the windows say, and its plans take every array to be aligned. Weights are in
+        working memory, which is.
+        """
         (top, bottom), (left, right) = window.padding
         products = result.size * prod(window.size) * (image.shape[3] // groups)
         if products < _FEWEST_PRODUCTS and self._conv_choice == "measured":
             return None
         if self._cudnn() is None or window.out_size(*image.shape[1:3]) != result.shape[1:3]:
             return None
-        if min(top, bottom, left, right) < 0:
+        addresses = [array.data.ptr for array in (image, result, bias) if array is not None]
+        if min(top, bottom, left, right) < 0 or alignment(*addresses) < _ALIGNMENT:
             return None
         char = image.dtype.char
         rounding = char == "f" and self._recording.rounding

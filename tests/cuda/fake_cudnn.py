@@ -21,6 +21,16 @@ class FakeCudnnError(RuntimeError):
     """What the frontend raises."""
 
 
+class Misuse(BaseException):
+    """What no backend may catch: it did something that the frontend does not check."""
+
+
+def require(condition: bool, what: str = "a call of the frontend") -> None:
+    """Raise :class:`Misuse` where a condition does not hold."""
+    if not condition:
+        raise Misuse(what)
+
+
 @dataclass
 class FakePlan:
     """A plan, and what it is like.
@@ -175,12 +185,13 @@ class FakeGraph:
 
     def execute_plan_at_index(self, addresses: dict[int, int], workspace: int, number: int, handle: Any) -> None:
         plan, cupy = self.plans[number], self.cudnn.cupy
-        assert number in self.built
-        assert handle == self.cudnn.handle
-        assert set(addresses) == {*self.inputs, self.result.uid}
-        assert all(isinstance(address, int) for address in (*addresses.values(), workspace))
-        assert workspace or not plan.workspace
-        assert self.cudnn.stream == cupy.streams.current.ptr
+        require(number in self.built)
+        require(handle == self.cudnn.handle)
+        require(set(addresses) == {*self.inputs, self.result.uid})
+        require(all(isinstance(address, int) for address in (*addresses.values(), workspace)))
+        require(bool(workspace or not plan.workspace))
+        require(all(address % 16 == 0 for address in (*addresses.values(), workspace)), "alignment")
+        require(self.cudnn.stream == cupy.streams.current.ptr)
         if not plan.runs or not (plan.captures or cupy.streams.captured is None):
             raise FakeCudnnError("CUDNN_STATUS_EXECUTION_FAILED")
         self.cudnn.executed.append(plan.name)

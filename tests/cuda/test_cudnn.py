@@ -206,6 +206,25 @@ def test_sizes_that_its_windows_do_not_give() -> None:
     assert not cudnn(bk).executed
 
 
+@pytest.mark.parametrize("name", ["x", "y", "b", "dy", "dx"])
+def test_arrays_that_are_not_aligned_are_left_to_the_kernels(name: str) -> None:
+    layer = Layer(with_cudnn(FakePlan(), choice="cudnn"))
+    wanted = Layer(emulated_backend())
+    array = getattr(layer, name)
+    room = layer.bk.zeros(array.size + 1, array.dtype)
+    moved = room[1:].reshape(array.shape)
+    layer.bk.copy(array, out=moved)
+    assert moved.data.ptr % 16
+    setattr(layer, name, moved)
+    for each in (layer, wanted):
+        each.forward()
+        each.backward()
+    # The forward pass and two gradients, less those that see it
+    assert cudnn(layer.bk).graphs == {"x": 1, "y": 2, "b": 2, "dy": 1, "dx": 2}[name]
+    for found, right in zip(layer.arrays(), wanted.arrays(), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
+
+
 # ---- graphs -------------------------------------------------------------------------------------------
 def test_plans_that_cannot_be_captured_are_not_used() -> None:
     layer = Layer(with_cudnn(FakePlan("waits", launches=-9, captures=False), FakePlan("good", launches=-5)))
