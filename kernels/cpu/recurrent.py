@@ -121,13 +121,13 @@ class _Sequences:
         else:
             self.packs(R.U, U, self.units, self.units, False, self.tile)
             self.packs(R.W, W, self.features, self.units, False, rows)
-        for place, stride, m, k in (
-            (R.X_ROOM_AT, self.features, rows, self.features),
-            (R.H_ROOM_AT, max(row, self.units), self.tile, self.units),
-            (R.Z_ROOM_AT, row, rows, self.units),
+        for place, stride in (
+            (R.X_ROOM_AT, self.features),
+            (R.H_ROOM_AT, max(row, self.units)),
+            (R.Z_ROOM_AT, row),
         ):
-            if not self.blocks.reads_rows(stride):
-                self.work(place, self.blocks.rows_size(m, k, False))
+            if not self.blocks.reads_rows(stride):  # its products have sums of one gate's units, or of all gates'
+                self.work(place, self.blocks.rows_size(self.tile, self.blocks.depth, False))
 
     def put(self, values: dict[int, Any]) -> None:
         """Set places of the record."""
